@@ -1,0 +1,245 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/task/fatal.hpp>
+#include <coax/task/root.hpp>
+
+#include <cstddef>
+#include <deque>
+#include <optional>
+#include <utility>
+
+namespace coax::inline COAX_ABI {
+
+/// The idle workers of a server: each parks until it is handed something to work on, a connection as a rule.
+///
+/// Last in, first out: the worker that parked last, whose memory is warmest, serves next. A `reservation` is a permit to
+/// hand over one `T`. There are never more permits than idle workers, so who reserves before it accepts leaves
+/// in the kernel's backlog what nobody could serve.
+///
+/// What was handed off is never lost: a worker takes it, or, when the idle worker that the permit counted on was cancelled
+/// meanwhile, it waits for the next one to park; with the stack itself it is destroyed.
+///
+/// Lifetime  must outlive everyone who waits on it.
+/// Thread    the reactor's.
+template <class T>
+class worker_stack {
+  class reserve_awaiter;
+  class park_awaiter;
+
+ public:
+  /// The right to hand over one `T`. Not used, it is given back when it is destroyed.
+  class [[nodiscard]] reservation {
+   public:
+    reservation(reservation&& other) noexcept : stack_(std::exchange(other.stack_, nullptr)) {}
+    reservation& operator=(reservation&& other) noexcept {
+      if (this != &other) {
+        give_back();
+        stack_ = std::exchange(other.stack_, nullptr);
+      }
+      return *this;
+    }
+    ~reservation() { give_back(); }
+
+    /// Gives `item` to the worker that parked last, which runs at the next turn. A reservation serves once.
+    ///
+    /// Errors    std::bad_alloc, when no worker is idle any more and there is no memory to keep `item` for the next; it
+    ///           is destroyed then.
+    void hand_off(T item) {
+      if (stack_ == nullptr) detail::fatal("a reservation was used twice: reserve once for each hand_off");
+      std::exchange(stack_, nullptr)->deliver(std::move(item));
+    }
+
+   private:
+    friend class reserve_awaiter;
+    explicit reservation(worker_stack& stack) noexcept : stack_(&stack) {}
+    void give_back() noexcept {
+      if (stack_ != nullptr) std::exchange(stack_, nullptr)->return_permit();
+    }
+    worker_stack* stack_;
+  };
+
+  worker_stack() = default;
+  worker_stack(const worker_stack&) = delete;
+  worker_stack& operator=(const worker_stack&) = delete;
+  ~worker_stack() {
+    if (top_ != nullptr || first_reserver_ != nullptr || permits_ != 0)
+      detail::fatal("a worker_stack was destroyed while it was in use: it must outlive its workers and reservations");
+  }
+
+  /// Waits, as an idle worker, until something is handed over.
+  ///
+  /// Result    an optional `T`; empty once the stack is closed and nothing is left to serve.
+  [[nodiscard]] park_awaiter park() noexcept { return park_awaiter(*this); }
+
+  /// Waits until a worker is idle that no other reservation counts on; those who wait are served in turn.
+  ///
+  /// Result    an optional `reservation`; empty once the stack is closed.
+  [[nodiscard]] reserve_awaiter reserve() noexcept { return reserve_awaiter(*this); }
+
+  /// No more work will come: idle workers leave, and so do those who wait for a reservation. Reservations that are out
+  /// stay good, and so many workers stay until these are used or given back. Idempotent.
+  void close() noexcept {
+    closed_ = true;
+    while (reserve_awaiter* r = pop_reserver()) r->refuse();
+    release_spare_workers();
+  }
+
+  /// Workers that are parked.
+  std::size_t size() const noexcept { return idle_; }
+  bool empty() const noexcept { return idle_ == 0; }
+
+ private:
+  class [[nodiscard]] park_awaiter final : public waiter {
+   public:
+    explicit park_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
+
+    bool await_ready() noexcept { return stack_.take_waiting(item_) || stack_.nothing_will_come(); }
+    std::optional<T> await_resume() { return std::move(item_); }
+
+   private:
+    friend class worker_stack;
+    bool start() noexcept override {
+      stack_.push(*this);
+      return false;
+    }
+    void stop() noexcept override {
+      stack_.unlink(*this);
+      stopped();
+    }
+
+    worker_stack& stack_;
+    park_awaiter* below_ = nullptr;
+    park_awaiter* above_ = nullptr;
+    std::optional<T> item_;
+  };
+
+  class [[nodiscard]] reserve_awaiter final : public waiter {
+   public:
+    explicit reserve_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
+    reserve_awaiter(reserve_awaiter&& other) noexcept
+        : waiter(other), stack_(other.stack_), granted_(std::exchange(other.granted_, false)) {}
+    reserve_awaiter& operator=(const reserve_awaiter&) = delete;
+    ~reserve_awaiter() {
+      if (granted_) stack_.return_permit();  // granted, and nobody came to take it
+    }
+
+    bool await_ready() noexcept {
+      if (stack_.closed_) return true;
+      if (stack_.first_reserver_ != nullptr || stack_.idle_ <= stack_.permits_) return false;
+      ++stack_.permits_;
+      granted_ = true;
+      return true;
+    }
+    std::optional<reservation> await_resume() noexcept {
+      if (!std::exchange(granted_, false)) return std::nullopt;
+      return reservation(stack_);
+    }
+
+   private:
+    friend class worker_stack;
+    bool start() noexcept override {
+      previous_ = stack_.last_reserver_;
+      (previous_ == nullptr ? stack_.first_reserver_ : previous_->next_) = this;
+      stack_.last_reserver_ = this;
+      return false;
+    }
+    void stop() noexcept override {
+      stack_.remove_reserver(*this);
+      stopped();
+    }
+    void grant() noexcept {
+      ++stack_.permits_;
+      granted_ = true;
+      complete();
+    }
+    void refuse() noexcept { complete(); }
+
+    worker_stack& stack_;
+    reserve_awaiter* previous_ = nullptr;
+    reserve_awaiter* next_ = nullptr;
+    bool granted_ = false;
+  };
+
+  // --- parked workers: a stack that can be unlinked from anywhere ---
+
+  void push(park_awaiter& worker) noexcept {
+    worker.below_ = top_;
+    worker.above_ = nullptr;
+    if (top_ != nullptr) top_->above_ = &worker;
+    top_ = &worker;
+    ++idle_;
+    grant_what_is_free();
+  }
+  void unlink(park_awaiter& worker) noexcept {
+    (worker.above_ == nullptr ? top_ : worker.above_->below_) = worker.below_;
+    if (worker.below_ != nullptr) worker.below_->above_ = worker.above_;
+    --idle_;
+  }
+  park_awaiter* pop() noexcept {
+    park_awaiter* worker = top_;
+    if (worker != nullptr) unlink(*worker);
+    return worker;
+  }
+
+  // --- those who wait for a reservation: a queue ---
+
+  void remove_reserver(reserve_awaiter& r) noexcept {
+    (r.previous_ == nullptr ? first_reserver_ : r.previous_->next_) = r.next_;
+    (r.next_ == nullptr ? last_reserver_ : r.next_->previous_) = r.previous_;
+  }
+  reserve_awaiter* pop_reserver() noexcept {
+    reserve_awaiter* r = first_reserver_;
+    if (r != nullptr) remove_reserver(*r);
+    return r;
+  }
+
+  // --- permits: at most one for each idle worker, but that a worker may be cancelled under one ---
+
+  void grant_what_is_free() noexcept {
+    while (idle_ > permits_) {
+      reserve_awaiter* r = pop_reserver();
+      if (r == nullptr) return;
+      r->grant();
+    }
+  }
+  void return_permit() noexcept {
+    --permits_;
+    if (closed_)
+      release_spare_workers();
+    else
+      grant_what_is_free();
+  }
+  void release_spare_workers() noexcept {
+    while (idle_ > permits_) pop()->complete();
+  }
+  bool nothing_will_come() const noexcept { return closed_ && idle_ >= permits_; }
+
+  // --- items ---
+
+  void deliver(T&& item) {
+    --permits_;
+    if (park_awaiter* worker = pop()) {
+      worker->item_.emplace(std::move(item));
+      worker->complete();
+    } else {
+      waiting_.push_back(std::move(item));
+    }
+  }
+  bool take_waiting(std::optional<T>& into) {
+    if (waiting_.empty()) return false;
+    into.emplace(std::move(waiting_.front()));
+    waiting_.pop_front();
+    return true;
+  }
+
+  park_awaiter* top_ = nullptr;
+  std::size_t idle_ = 0;
+  reserve_awaiter* first_reserver_ = nullptr;
+  reserve_awaiter* last_reserver_ = nullptr;
+  std::size_t permits_ = 0;  // reservations that are out
+  std::deque<T> waiting_;    // handed off when no worker was idle any more
+  bool closed_ = false;
+};
+
+}  // namespace coax::inline COAX_ABI

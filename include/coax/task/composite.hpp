@@ -1,0 +1,147 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/task/awaitable.hpp>
+#include <coax/task/root.hpp>
+#include <coax/task/task.hpp>
+
+#include <coroutine>
+#include <cstddef>
+#include <exception>
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+namespace coax::inline COAX_ABI::detail {
+
+/// A wait for several roots at once: the branches of a race, the body and children of a scope.
+///
+/// It ends after the last of them, in one of three ways: an exception is delivered, even while being cancelled; else, if
+/// a branch was unwound and the awaiting root is being cancelled, that root unwinds too; else it resumes. No
+/// branch outlives it.
+class composite : public waiter {
+ public:
+  composite() = default;
+  composite(composite&& other) noexcept : waiter(other) {}  // before it is awaited
+
+  /// Called by each branch when it has ended.
+  void branch_ended(std::exception_ptr failure, bool unwound) noexcept {
+    any_unwound_ = any_unwound_ || unwound;
+    --live_;
+    if (failure && !failure_) {
+      failure_ = std::move(failure);
+      cancel_branches();
+    }
+    one_ended();
+    if (live_ == 0 && !starting_) settle();
+  }
+  void branch_begun() noexcept { ++live_; }
+
+  /// True when the root that awaits this is being cancelled, which nested roots inherit.
+  bool outer_stopping() const noexcept { return root() != nullptr && root()->stopping(); }
+
+ protected:
+  ~composite() {
+    if (live_ != 0) fatal("a coroutine was destroyed while tasks it awaits were still running");
+  }
+
+  /// Starts all branches, each after `branch_begun`.
+  virtual void begin() noexcept = 0;
+  virtual void cancel_branches() noexcept = 0;
+  virtual void one_ended() noexcept {}
+
+  std::size_t live() const noexcept { return live_; }
+  void rethrow_failure() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  bool start() noexcept final {
+    starting_ = true;
+    begin();
+    starting_ = false;
+    if (live_ != 0) return false;
+    if (!unwinds()) return true;
+    stopped();
+    return false;
+  }
+  void stop() noexcept final { cancel_branches(); }
+
+  bool unwinds() const noexcept { return !failure_ && any_unwound_ && outer_stopping(); }
+  void settle() noexcept {
+    if (unwinds())
+      stopped();
+    else
+      complete();
+  }
+
+  std::size_t live_ = 0;
+  std::exception_ptr failure_;
+  bool any_unwound_ = false;
+  bool starting_ = false;
+};
+
+/// One branch of a composite: a task that runs as a root of its own and leaves its result here.
+template <class T>
+class branch final : public root {
+ public:
+  explicit branch(task<T> t) noexcept : task_(std::move(t)) {}
+  branch(branch&& other) noexcept : branch(std::move(other.task_)) {}  // before it has begun
+  ~branch() {
+    if (frame_) frame_.destroy();
+  }
+
+  void begin(composite& owner) noexcept {
+    owner_ = &owner;
+    frame_ = std::move(task_).release();
+    if (!frame_) fatal("a task was awaited twice, or after it had been moved from");
+    adopt(frame_);
+    owner.branch_begun();
+    if (owner.outer_stopping()) cancel();
+    if (start_now()) ended(outcome::finished);
+  }
+
+  bool finished() const noexcept { return finished_; }
+
+  /// The result, when the task has returned one.
+  std::optional<T> take() {
+    if (!finished_) return std::nullopt;
+    return frame_.promise().take();
+  }
+
+ private:
+  void ended(outcome how) noexcept override {
+    std::exception_ptr failure;
+    if (how == outcome::unwound) {
+      frame_ = nullptr;
+    } else {
+      failure = frame_.promise().exception();
+      finished_ = !failure;
+    }
+    owner_->branch_ended(std::move(failure), how == outcome::unwound);
+  }
+
+  task<T> task_;
+  std::coroutine_handle<typename task<T>::promise_type> frame_;
+  composite* owner_ = nullptr;
+  bool finished_ = false;
+};
+
+/// A result as a member of a tuple or an optional: `void` becomes std::monostate.
+template <class T>
+using regular_t = std::conditional_t<std::is_void_v<T>, std::monostate, T>;
+
+/// Any awaitable as a task whose result is an object.
+template <class A>
+task<regular_t<await_result_t<A>>> as_regular_task(A awaitable) {
+  if constexpr (std::is_void_v<await_result_t<A>>)
+    return [](A held) -> task<std::monostate> {
+      co_await std::move(held);
+      co_return std::monostate{};
+    }(std::move(awaitable));
+  else
+    return as_task(std::move(awaitable));
+}
+
+}  // namespace coax::inline COAX_ABI::detail

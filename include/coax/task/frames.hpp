@@ -1,0 +1,118 @@
+#pragma once
+
+#include <coax/config.hpp>
+
+#include <array>
+#include <cstddef>
+#include <new>
+#include <utility>
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define COAX_FRAMES_FROM_HEAP 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#define COAX_FRAMES_FROM_HEAP 1
+#endif
+
+namespace coax::inline COAX_ABI::detail {
+
+/// Recycles coroutine frames, and what lives like them, in free lists of the thread.
+///
+/// A frame is freed by the thread that ran it, nearly always soon before the next one of its size is
+/// asked for, so a list per size class answers without the heap. Each list is capped; what is beyond
+/// goes back to the heap. Under AddressSanitizer every frame comes from the heap, so that the use of a
+/// dead one is seen.
+///
+/// Errors    std::bad_alloc from `allocate`.
+/// Thread    any; a block freed on another thread joins that thread's lists.
+class frames {
+ public:
+  static void* allocate(std::size_t size) {
+    lists& own = lists_;
+    const std::size_t index = class_of(size);
+    if (index < class_count) {
+      if (block* head = own.free[index]) {
+        own.free[index] = head->next;
+        --own.kept[index];
+        ++own.live;
+        return head;
+      }
+      size = (index + 1) * class_bytes;
+    }
+    void* fresh = ::operator new(size);
+    ++own.live;
+    return fresh;
+  }
+
+  static void deallocate(void* memory, std::size_t size) noexcept {
+    lists& own = lists_;
+    --own.live;
+    const std::size_t index = class_of(size);
+    if (index >= class_count || own.kept[index] >= kept_bytes_max / ((index + 1) * class_bytes) ||
+        !keeps_blocks()) {
+      ::operator delete(memory);
+      return;
+    }
+    own.free[index] = ::new (memory) block{own.free[index]};
+    ++own.kept[index];
+  }
+
+  /// Frames allocated and not yet freed by this thread.
+  static std::ptrdiff_t live() noexcept { return lists_.live; }
+
+ private:
+  static constexpr std::size_t class_bytes = 64;
+  static constexpr std::size_t kept_bytes_max = std::size_t{256} * 1024;  // in each class
+#if defined(COAX_FRAMES_FROM_HEAP)
+  static constexpr std::size_t class_count = 0;
+#else
+  static constexpr std::size_t class_count = 32;
+#endif
+
+  struct block {
+    block* next;
+  };
+  // Trivial, so that reaching it costs no guard; `returner` gives its blocks back when the thread ends.
+  struct lists {
+    std::array<block*, class_count> free;
+    std::array<std::size_t, class_count> kept;
+    std::ptrdiff_t live;
+    bool has_returner;
+    bool ended;
+  };
+  struct returner {
+    returner() = default;
+    returner(const returner&) = delete;
+    returner& operator=(const returner&) = delete;
+    ~returner() {
+      lists_.ended = true;
+      for (block*& head : lists_.free)
+        while (head != nullptr) ::operator delete(std::exchange(head, head->next));
+    }
+  };
+
+  static std::size_t class_of(std::size_t size) noexcept { return (size - 1) / class_bytes; }
+
+  static bool keeps_blocks() noexcept {
+    if (!lists_.has_returner) {
+      static thread_local returner at_thread_end;
+      static_cast<void>(at_thread_end);
+      lists_.has_returner = true;
+    }
+    return !lists_.ended;
+  }
+
+  static inline constinit thread_local lists lists_{};
+};
+
+/// Gives a class, or a promise and so its coroutine frames, memory from `frames`.
+struct framed {
+  static void* operator new(std::size_t size) { return frames::allocate(size); }
+  static void operator delete(void* memory, std::size_t size) noexcept {
+    frames::deallocate(memory, size);
+  }
+};
+
+}  // namespace coax::inline COAX_ABI::detail

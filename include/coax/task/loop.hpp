@@ -1,0 +1,188 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/task/clock.hpp>
+#include <coax/task/fatal.hpp>
+#include <coax/task/timers.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <utility>
+
+namespace coax::inline COAX_ABI {
+
+class loop;
+
+/// Something that waits in a loop's ready queue for its turn to run.
+class ready_node {
+ protected:
+  ready_node() = default;
+  ready_node(const ready_node&) noexcept {}  // being queued is not copied
+  ready_node& operator=(const ready_node&) = delete;
+  ~ready_node() = default;
+
+  virtual void run() noexcept = 0;
+
+ private:
+  friend class loop;
+  friend class ready_queue;
+  ready_node* next_ = nullptr;
+};
+
+/// An intrusive first-in, first-out queue.
+class ready_queue {
+ public:
+  bool empty() const noexcept { return first_ == nullptr; }
+  std::size_t size() const noexcept { return size_; }
+
+  void push(ready_node& node) noexcept {
+    node.next_ = nullptr;
+    (first_ == nullptr ? first_ : last_->next_) = &node;
+    last_ = &node;
+    ++size_;
+  }
+
+  ready_node* pop() noexcept {
+    ready_node* node = first_;
+    if (node != nullptr) {
+      first_ = node->next_;
+      --size_;
+    }
+    return node;
+  }
+
+  /// Takes `node` out wherever it is; false when it is not in the queue. Linear.
+  bool remove(ready_node& node) noexcept {
+    ready_node* before = nullptr;
+    for (ready_node* at = first_; at != nullptr; before = at, at = at->next_) {
+      if (at != &node) continue;
+      (before == nullptr ? first_ : before->next_) = at->next_;
+      if (last_ == at) last_ = before;
+      --size_;
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  ready_node* first_ = nullptr;
+  ready_node* last_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// What tasks need from whatever runs them: a queue of what is ready, timers, and the time.
+///
+/// Nothing here knows of a file descriptor. A reactor is a loop that also waits for the kernel.
+///
+/// Thread    one: the thread that runs it.
+class loop {
+ public:
+  loop(const loop&) = delete;
+  loop& operator=(const loop&) = delete;
+
+  /// The loop that runs on this thread, or null.
+  static loop* running() noexcept { return running_; }
+
+  /// The loop that runs on this thread. Where none runs, the program ends with a message: to wait, a
+  /// coroutine needs something that wakes it.
+  static loop& current() noexcept {
+    if (running_ == nullptr)
+      detail::fatal("no reactor runs on this thread: await from a task started by coax::run");
+    return *running_;
+  }
+
+  /// Puts `node` at the end of the queue.
+  void make_ready(ready_node& node) noexcept { ready_.push(node); }
+
+  /// Runs `node` right after the one that is running now: how a finished child hands over to its
+  /// parent without a call, so that a chain of any length completes in constant stack.
+  void run_next(ready_node& node) noexcept {
+    if (next_ != nullptr || !dispatching_) return make_ready(node);
+    next_ = &node;
+  }
+
+  timers& deadlines() noexcept { return timers_; }
+  virtual clock::time_point now() const noexcept = 0;
+
+  /// Children are started inside their parent's await only to a bounded depth of the stack.
+  bool may_start_inline() const noexcept { return depth_ < inline_depth_max; }
+
+  /// Between two turns of the queue one coroutine may complete only so many waits at once; beyond, it
+  /// queues like everybody, so that a connection that always has data cannot keep the loop.
+  bool spend_inline_completion() noexcept {
+    if (inline_left_ == 0) return false;
+    --inline_left_;
+    return true;
+  }
+
+  /// Counts a coroutine being started inside another one's await.
+  class inline_start {
+   public:
+    explicit inline_start(loop& l) noexcept : loop_(l) { ++loop_.depth_; }
+    inline_start(const inline_start&) = delete;
+    inline_start& operator=(const inline_start&) = delete;
+    ~inline_start() { --loop_.depth_; }
+
+   private:
+    loop& loop_;
+  };
+
+ protected:
+  explicit loop(clock::time_point start) noexcept : timers_(start) {}
+  ~loop() = default;
+
+  bool has_ready() const noexcept { return !ready_.empty(); }
+
+  /// Runs what is ready now, at most a budget of it; what becomes ready meanwhile waits its turn.
+  void run_ready() noexcept {
+    const bool outer = std::exchange(dispatching_, true);
+    for (std::size_t left = ready_.size() < turn_budget ? ready_.size() : turn_budget; left > 0; --left) {
+      for (ready_node* node = ready_.pop(); node != nullptr; node = std::exchange(next_, nullptr)) {
+        inline_left_ = inline_completions_max;
+        node->run();
+      }
+    }
+    dispatching_ = outer;
+  }
+
+  /// Fires the timers that are due. The clock is read only when a timer is set.
+  void run_timers() noexcept {
+    if (timers_.size() != 0) timers_.expire(now());
+  }
+
+  /// Makes a loop this thread's for as long as the guard lives.
+  class running_here {
+   public:
+    explicit running_here(loop& l) noexcept : before_(std::exchange(running_, &l)) {}
+    running_here(const running_here&) = delete;
+    running_here& operator=(const running_here&) = delete;
+    ~running_here() { running_ = before_; }
+
+   private:
+    loop* before_;
+  };
+
+ private:
+  static constexpr int inline_depth_max = 64;
+  static constexpr int inline_completions_max = 64;
+  static constexpr std::size_t turn_budget = 256;
+
+  static inline constinit thread_local loop* running_ = nullptr;
+
+  ready_queue ready_;
+  ready_node* next_ = nullptr;
+  bool dispatching_ = false;
+  int depth_ = 0;
+  int inline_left_ = inline_completions_max;
+  timers timers_;
+};
+
+inline clock::time_point clock::now() noexcept {
+  if (const loop* here = loop::running()) return here->now();
+  return time_point(std::chrono::steady_clock::now().time_since_epoch());
+}
+
+/// The time now, by the clock of this thread's reactor.
+inline clock::time_point now() noexcept { return clock::now(); }
+
+}  // namespace coax::inline COAX_ABI

@@ -1,0 +1,220 @@
+#pragma once
+
+/// A value or an error code: what an operation that can fail gives.
+
+#include <coax/config.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+namespace coax::inline COAX_ABI {
+
+/// What coax itself has to report; what the kernel reports keeps its own code (std::errc).
+enum class errc {
+  end_of_stream = 1,
+  transfer_cut,
+  bad_address,
+  bad_port,
+  path_too_long,
+};
+
+namespace detail {
+
+class errc_category final : public std::error_category {
+ public:
+  const char* name() const noexcept override { return "coax"; }
+
+  std::string message(int code) const override {
+    switch (static_cast<errc>(code)) {
+      case errc::end_of_stream:
+        return "the peer has ended the stream";
+      case errc::transfer_cut:
+        return "an earlier transfer in this direction of the stream was cut off in the middle";
+      case errc::bad_address:
+        return "not an address: write 127.0.0.1:9000, [::1]:9000 or unix:/path "
+               "(host names go through connect(host, port))";
+      case errc::bad_port:
+        return "the port is not a number from 0 to 65535";
+      case errc::path_too_long:
+        return "the path of a Unix socket is at most 107 bytes";
+    }
+    return "unknown coax error " + std::to_string(code);
+  }
+
+  static const std::error_category& instance() noexcept {
+    // never destroyed, so that a code can still be printed while statics are being destroyed
+    static const errc_category& category = *new errc_category;
+    return category;
+  }
+};
+
+}  // namespace detail
+
+inline std::error_code make_error_code(errc code) noexcept {
+  return {static_cast<int>(code), detail::errc_category::instance()};
+}
+
+}  // namespace coax::inline COAX_ABI
+
+template <>
+struct std::is_error_code_enum<coax::errc> : std::true_type {};
+
+namespace coax::inline COAX_ABI {
+
+template <class T>
+class result;
+
+/// Whether T is a result of something.
+template <class T>
+inline constexpr bool is_result_v = false;
+template <class T>
+inline constexpr bool is_result_v<result<T>> = true;
+template <class T>
+inline constexpr bool is_result_v<const result<T>> = true;
+
+namespace detail {
+
+/// Fails an acquisition: the one place where coax throws an error code. Without exceptions it
+/// prints the error and aborts, since there is nobody to tell.
+[[noreturn]] inline void throw_system_error(std::error_code error, const char* what) {
+#if defined(__cpp_exceptions)
+  throw std::system_error(error, what);
+#else
+  std::fprintf(stderr, "coax: %s: %s\n", what, error.message().c_str());
+  std::abort();
+#endif
+}
+
+/// Stops at a bug in the program that uses a result, in builds with assertions.
+inline void assert_result([[maybe_unused]] bool sound, [[maybe_unused]] const char* bug,
+                          [[maybe_unused]] std::error_code error) noexcept {
+#ifndef NDEBUG
+  if (sound) return;
+  std::fprintf(stderr, "coax: %s: %s\n", bug, error.message().c_str());
+  std::abort();
+#endif
+}
+
+inline std::error_code assert_failure(std::error_code error) noexcept {
+  assert_result(static_cast<bool>(error), "a result was made from an error code that says success",
+                error);
+  return error;
+}
+
+/// An enumeration a result takes as an error. std::errc is one of conditions, hence by name.
+template <class E>
+concept error_enum = std::is_error_code_enum_v<E> || std::is_same_v<E, std::errc>;
+
+template <class E>
+concept error_like = error_enum<E> || std::is_same_v<E, std::error_code>;
+
+// the cheap tests stand first: they keep is_convertible from asking result<T> about itself
+template <class U, class T>
+concept value_for = !std::is_same_v<std::remove_cvref_t<U>, result<T>> &&
+                    !error_like<std::remove_cvref_t<U>> && std::is_convertible_v<U, T>;
+
+}  // namespace detail
+
+/// A value, or the reason why there is none.
+///
+/// It tests as a bool; `*r` and `r->` reach the value and are only for a result that was tested (in
+/// debug builds an error that is dereferenced aborts); `r.value()` throws instead. Compare
+/// `r.error()` with a code, `== std::errc::timed_out`, never by its text.
+///
+/// Errors    value() throws std::system_error; without exceptions it prints the error and aborts.
+/// Lifetime  owns the value; what `*`, `->` and value() give points into the result.
+template <class T>
+class [[nodiscard]] result {
+  static_assert(
+      std::is_object_v<T> && !std::is_array_v<T> && !std::is_const_v<T>,
+      "coax::result<T>: T is void or a plain object type; give a pointer for a reference");
+  static_assert(!detail::error_like<T>, "coax::result<T>: T must not itself be an error code");
+
+ public:
+  using value_type = T;
+
+  template <class U = T>
+    requires detail::value_for<U, T>
+  result(U&& value) noexcept(std::is_nothrow_constructible_v<T, U>)
+      : state_(std::in_place_index<0>, std::forward<U>(value)) {}
+
+  result(std::error_code error) noexcept
+      : state_(std::in_place_index<1>, detail::assert_failure(error)) {}
+
+  template <detail::error_enum E>
+  result(E error) noexcept : result(std::error_code(make_error_code(error))) {}
+
+  explicit operator bool() const noexcept { return state_.index() == 0; }
+
+  const T& operator*() const& noexcept { return *reach(*this); }
+  T& operator*() & noexcept { return *reach(*this); }
+  T&& operator*() && noexcept { return std::move(*reach(*this)); }
+
+  const T* operator->() const noexcept { return reach(*this); }
+  T* operator->() noexcept { return reach(*this); }
+
+  const T& value() const& { return *require(*this); }
+  T& value() & { return *require(*this); }
+  T&& value() && { return std::move(*require(*this)); }
+
+  /// The reason why there is no value; a code that says success when there is one.
+  std::error_code error() const noexcept {
+    if (state_.index() == 0) return {};
+    if (const auto* error = std::get_if<1>(&state_)) return *error;
+    // an assignment that threw half-way left neither a value nor an error
+    return make_error_code(std::errc::state_not_recoverable);
+  }
+
+ private:
+  template <class Self>
+  static auto* reach(Self& self) noexcept {
+    detail::assert_result(static_cast<bool>(self),
+                          "an error was dereferenced as if it were a value", self.error());
+    return std::get_if<0>(&self.state_);
+  }
+
+  template <class Self>
+  static auto* require(Self& self) {
+    if (!self) detail::throw_system_error(self.error(), "coax::result::value");
+    return std::get_if<0>(&self.state_);
+  }
+
+  std::variant<T, std::error_code> state_;
+};
+
+/// Success, or the reason why something failed. By default success.
+template <>
+class [[nodiscard]] result<void> {
+ public:
+  using value_type = void;
+
+  result() noexcept = default;
+  result(std::error_code error) noexcept : error_(detail::assert_failure(error)) {}
+
+  template <detail::error_enum E>
+  result(E error) noexcept : result(std::error_code(make_error_code(error))) {}
+
+  explicit operator bool() const noexcept { return !error_; }
+
+  void operator*() const noexcept {
+    detail::assert_result(!error_, "an error was dereferenced as if it were a value", error_);
+  }
+
+  void value() const {
+    if (error_) detail::throw_system_error(error_, "coax::result::value");
+  }
+
+  /// The reason of the failure; a code that says success when there was none.
+  std::error_code error() const noexcept { return error_; }
+
+ private:
+  std::error_code error_;
+};
+
+}  // namespace coax::inline COAX_ABI

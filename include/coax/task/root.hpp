@@ -1,0 +1,301 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/task/fatal.hpp>
+#include <coax/task/loop.hpp>
+
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <source_location>
+#include <type_traits>
+
+/// How waiting and cancelling work, in one place.
+///
+/// A **root** is a chain of tasks in which each awaits the next. It waits in at most one **waiter**, which
+/// the innermost task awaits: an operation, a timer, a lock, or several roots at once.
+///
+/// - `root::cancel()` marks the root and asks its waiter to stop. It never resumes or destroys anything.
+/// - Being asked ends in exactly one of `complete()` or `stopped()`, now or later.
+/// - `complete()` makes the coroutine ready; from then on a cancel misses it, so that a result is never lost.
+/// - `stopped()` unwinds the root if the root is being cancelled. If it is not, the waiter was stopped by what
+///   is around it (a timeout), and the coroutine is resumed to say so.
+/// - Unwinding and resuming happen only from the ready queue.
+
+namespace coax::inline COAX_ABI {
+
+class root;
+class promise_base;
+
+namespace detail {
+
+/// The end of an await of a task: it lives in the parent's frame and owns the child's.
+struct task_link {
+  std::coroutine_handle<> child;
+  promise_base* parent = nullptr;
+};
+
+}  // namespace detail
+
+/// What all promises of tasks have in common.
+class promise_base {
+ public:
+  promise_base() = default;
+  promise_base(const promise_base&) = delete;
+  promise_base& operator=(const promise_base&) = delete;
+
+  /// Where this coroutine awaits, or awaited last.
+  std::source_location where() const noexcept { return where_; }
+
+  coax::root* root() const noexcept { return root_; }
+
+ protected:
+  ~promise_base() = default;
+
+  /// The coroutine has returned or thrown, and is suspended for good.
+  void finished() noexcept;
+
+  /// The coroutine awaits something: if its chain is suspended now, this is the task that waits.
+  void now_innermost() noexcept;
+
+  std::source_location where_;
+
+ private:
+  friend class root;
+  template <class T>
+  friend class task_awaiter;
+
+  coax::root* root_ = nullptr;
+  detail::task_link* link_ = nullptr;  // null: the first of its root
+  bool inline_ = false;                // its starter is still on the stack and will see that it is done
+};
+
+template <class P>
+concept task_promise = std::is_base_of_v<promise_base, P>;
+
+/// Base of everything a coroutine can wait for. Lives in the awaiting frame.
+///
+/// A derived class says how the wait begins (`start`) and how it is given up (`stop`), and calls `complete` or
+/// `stopped` exactly once after `start` has returned false.
+class waiter : public ready_node {
+ public:
+  waiter() = default;
+  waiter(const waiter& other) noexcept : ready_node(other) {
+    if (other.state_ != state::idle) detail::fatal("something that is being awaited was copied or moved");
+  }
+  waiter& operator=(const waiter&) = delete;
+
+  bool await_ready() const noexcept { return false; }
+
+  template <class P>
+  bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
+    if constexpr (task_promise<P>)
+      return wait(coroutine, &coroutine.promise());
+    else
+      return wait(coroutine, nullptr);  // a foreign coroutine: in no scope, so nobody cancels it
+  }
+
+  /// Asks the wait to end without its result. Has no effect on one that has ended already.
+  void request_stop() noexcept {
+    if (state_ == state::waiting) stop();
+  }
+
+  /// True once the wait was given up because somebody asked.
+  bool was_stopped() const noexcept { return state_ == state::stopped; }
+  bool is_waiting() const noexcept { return state_ == state::waiting; }
+
+ protected:
+  ~waiter() = default;
+
+  /// Begins; true when the result is there already.
+  virtual bool start() noexcept = 0;
+  virtual void stop() noexcept = 0;
+
+  void complete() noexcept { end(state::completed); }
+  void stopped() noexcept { end(state::stopped); }
+
+  coax::root* root() const noexcept { return root_; }
+
+ private:
+  enum class state : std::uint8_t { idle, waiting, completed, stopped };
+
+  bool wait(std::coroutine_handle<> coroutine, promise_base* promise) noexcept;
+  void end(state how) noexcept;
+  void run() noexcept final { coroutine_.resume(); }
+
+  std::coroutine_handle<> coroutine_;
+  coax::root* root_ = nullptr;
+  state state_ = state::idle;
+};
+
+/// A chain of tasks, from the one that was spawned (or is a branch of a race) to the one that waits.
+///
+/// Whoever owns the root owns the frame of its first task until `ended` was called.
+class root : public ready_node {
+ public:
+  /// Asks the chain to unwind at its next wait. Idempotent.
+  void cancel() noexcept {
+    if (cancelled_) return;
+    cancelled_ = true;
+    if (stopping() && waiter_ != nullptr) waiter_->request_stop();
+  }
+
+  bool cancelled() const noexcept { return cancelled_; }
+
+  /// True when the next wait of the chain unwinds instead.
+  bool stopping() const noexcept { return cancelled_; }
+
+ protected:
+  root() = default;
+  root(const root&) = delete;
+  root& operator=(const root&) = delete;
+  ~root() = default;
+
+  enum class outcome : std::uint8_t { finished, unwound };
+
+  /// The first task has finished, and its frame still holds the result; or it was unwound, and its frame is gone.
+  virtual void ended(outcome how) noexcept = 0;
+
+  /// Takes up the chain that begins with `first`.
+  template <class P>
+  void adopt(std::coroutine_handle<P> first) noexcept {
+    first_ = first;
+    leaf_ = &first.promise();
+    leaf_->root_ = this;
+  }
+
+  /// Starts at the next turn; cancelled before, it is destroyed without having run.
+  void start_later() noexcept {
+    phase_ = phase::unstarted;
+    loop::current().make_ready(*this);
+  }
+
+  /// Starts now, up to the first wait. True when it finished; `ended` is then not called.
+  bool start_now() noexcept {
+    loop& here = loop::current();
+    if (!here.may_start_inline()) {
+      resume_later();
+      return false;
+    }
+    phase_ = phase::waiting;
+    promise_base& promise = *leaf_;
+    const loop::inline_start counted(here);
+    promise.inline_ = true;
+    first_.resume();
+    promise.inline_ = false;
+    return first_.done();
+  }
+
+ private:
+  friend class waiter;
+  friend class promise_base;
+  template <class T>
+  friend class task_awaiter;
+
+  enum class phase : std::uint8_t { unstarted, waiting, resuming, unwinding, finished };
+
+  void run() noexcept final;
+  void unwind() noexcept;
+
+  std::coroutine_handle<> leaf_handle() const noexcept {
+    return leaf_->link_ != nullptr ? leaf_->link_->child : first_;
+  }
+  void unwind_later() noexcept {
+    phase_ = phase::unwinding;
+    loop::current().make_ready(*this);
+  }
+  void resume_later() noexcept {
+    phase_ = phase::resuming;
+    loop::current().make_ready(*this);
+  }
+
+  std::coroutine_handle<> first_;
+  promise_base* leaf_ = nullptr;  // the innermost task while the chain is suspended
+  waiter* waiter_ = nullptr;      // what it waits for
+  phase phase_ = phase::unstarted;
+  bool cancelled_ = false;
+};
+
+inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promise) noexcept {
+  coroutine_ = coroutine;
+  if (promise != nullptr) {
+    root_ = promise->root();
+    if (root_->stopping()) {
+      state_ = state::stopped;
+      root_->unwind_later();
+      return true;
+    }
+    root_->waiter_ = this;
+  }
+  state_ = state::waiting;
+  if (!start()) return true;
+  if (root_ != nullptr) root_->waiter_ = nullptr;
+  state_ = state::completed;
+  loop& here = loop::current();
+  if (here.spend_inline_completion()) return false;
+  here.make_ready(*this);
+  return true;
+}
+
+inline void waiter::end(state how) noexcept {
+  if (root_ != nullptr) {
+    root_->waiter_ = nullptr;
+    if (how == state::stopped && root_->stopping()) {
+      state_ = how;
+      return root_->unwind_later();
+    }
+  }
+  state_ = how;
+  loop::current().make_ready(*this);
+}
+
+inline void promise_base::finished() noexcept {
+  if (inline_) return;
+  if (link_ != nullptr) {
+    root_->leaf_ = link_->parent;
+    root_->phase_ = root::phase::resuming;
+  } else {
+    root_->phase_ = root::phase::finished;
+  }
+  loop::current().run_next(*root_);
+}
+
+inline void promise_base::now_innermost() noexcept { root_->leaf_ = this; }
+
+inline void root::run() noexcept {
+  switch (phase_) {
+    case phase::unstarted:
+      if (stopping()) return unwind();
+      [[fallthrough]];
+    case phase::resuming:
+      phase_ = phase::waiting;
+      return leaf_handle().resume();
+    case phase::unwinding:
+      return unwind();
+    case phase::finished:
+      return ended(outcome::finished);
+    case phase::waiting:
+      detail::fatal("a chain of tasks was in the ready queue while it waited");
+  }
+}
+
+/// Destroys the chain from the leaf outward, one frame after the other: nested destructors would recurse, and a
+/// deep chain would overflow the stack.
+inline void root::unwind() noexcept {
+  for (promise_base* at = leaf_; at != nullptr;) {
+    detail::task_link* link = at->link_;
+    const std::coroutine_handle<> frame = leaf_handle();
+    if (link != nullptr) {
+      leaf_ = at = link->parent;
+      link->child = nullptr;  // the parent's awaiter must not destroy it a second time
+    } else {
+      at = nullptr;
+    }
+    frame.destroy();
+  }
+  first_ = nullptr;
+  leaf_ = nullptr;
+  ended(outcome::unwound);
+}
+
+}  // namespace coax::inline COAX_ABI

@@ -1,0 +1,274 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/task/clock.hpp>
+#include <coax/task/composite.hpp>
+#include <coax/task/frames.hpp>
+#include <coax/task/task.hpp>
+#include <coax/task/timers.hpp>
+
+#include <coroutine>
+#include <exception>
+#include <functional>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+namespace coax::inline COAX_ABI {
+
+class scope;
+
+namespace detail {
+
+/// A child of a scope: a root in the scope's list.
+class scope_child : public root, public framed {
+ public:
+  virtual ~scope_child() {
+    if (frame_) frame_.destroy();
+  }
+
+ protected:
+  scope_child() = default;
+
+  void begin(scope& owner, task<> t) noexcept;
+
+ private:
+  friend class coax::scope;
+  void ended(outcome how) noexcept override;
+
+  scope* owner_ = nullptr;
+  scope_child* previous_ = nullptr;
+  scope_child* next_ = nullptr;
+  std::coroutine_handle<task<>::promise_type> frame_;
+};
+
+/// A child with what it was spawned with: a coroutine lambda runs in its closure, and parameters taken by reference
+/// refer to these arguments, so both live as long as the child.
+template <class F, class... A>
+class spawned final : public scope_child {
+ public:
+  template <class G, class... B>
+  explicit spawned(std::in_place_t, G&& fn, B&&... args)
+      : fn_(std::forward<G>(fn)), args_(std::forward<B>(args)...) {}
+
+  void spawn(scope& owner) {
+    begin(owner, std::apply(
+                     [this](A&... args) -> task<> { return std::invoke(fn_, std::forward<A>(args)...); }, args_));
+  }
+
+ private:
+  F fn_;
+  std::tuple<A...> args_;
+};
+
+/// The wait for the body and all children of a scope.
+class scope_end final : public composite {
+ public:
+  scope_end(scope& s, task<> body) noexcept : scope_(s), body_(std::move(body)) {}
+  void await_resume() const { rethrow_failure(); }
+
+ private:
+  friend class coax::scope;
+  void begin() noexcept override;
+  void cancel_branches() noexcept override;
+
+  scope& scope_;
+  branch<void> body_;
+};
+
+/// The wait of `join_within`.
+class [[nodiscard]] join_awaiter final : public waiter, private timer {
+ public:
+  join_awaiter(scope& s, timeout limit) noexcept : scope_(s), limit_(limit) {}
+  join_awaiter(const join_awaiter& other) noexcept : waiter(other), timer(), scope_(other.scope_), limit_(other.limit_) {}
+  join_awaiter& operator=(const join_awaiter&) = delete;
+  ~join_awaiter() = default;
+
+  bool await_resume() const noexcept { return in_time_; }
+
+ private:
+  friend class coax::scope;
+  bool start() noexcept override;
+  void stop() noexcept override;
+  void expired() noexcept override;
+
+  void all_ended() noexcept;
+
+  scope& scope_;
+  timeout limit_;
+  bool in_time_ = true;
+};
+
+}  // namespace detail
+
+/// The tasks that were spawned together and end together: no task outlives its scope.
+///
+/// Made by `with_scope`. The first exception of the body or of a child cancels all the others, and is rethrown
+/// by `with_scope` after the last has ended.
+///
+/// Thread    the reactor's.
+class scope {
+ public:
+  scope(const scope&) = delete;
+  scope& operator=(const scope&) = delete;
+
+  /// Starts `fn(args...)`, which gives a task<>, as a child. It first runs at the next turn of the loop.
+  ///
+  /// `fn` and `args` are copied or moved into the child and live as long as it does; say std::ref for what is to be
+  /// referred to. Spawning into a scope that is being cancelled, or whose join has run out, has no effect: the
+  /// arguments are destroyed.
+  ///
+  /// Errors    std::bad_alloc, and what `fn` throws before it gives its task; nothing is spawned then.
+  template <class F, class... A>
+  void spawn(F&& fn, A&&... args) {
+    using child = detail::spawned<std::decay_t<F>, std::unwrap_ref_decay_t<A>...>;
+    static_assert(std::is_same_v<std::invoke_result_t<std::decay_t<F>&, std::unwrap_ref_decay_t<A>...>, task<>>,
+                  "spawn takes a function that gives a task<>: a result would have nobody to go to");
+    child* c = new child(std::in_place, std::forward<F>(fn), std::forward<A>(args)...);
+    struct on_throw {
+      child* c;
+      ~on_throw() { delete c; }
+    } guard{c};
+    if (closed_) return;
+    c->spawn(*this);
+    guard.c = nullptr;
+  }
+
+  /// Cancels the body and all children. They unwind at their next wait; `with_scope` then returns as usual.
+  void cancel() noexcept {
+    if (end_ != nullptr) end_->body_.cancel();
+    cancel_children();
+  }
+
+  /// Waits until all children have ended; after `limit`, cancels those that are left and waits for them to unwind. For the
+  /// body of the scope; the body itself goes on.
+  ///
+  /// Result    whether all ended by themselves in time.
+  detail::join_awaiter join_within(timeout limit) noexcept { return {*this, limit}; }
+
+  /// Children that have not ended.
+  std::size_t size() const noexcept { return size_; }
+
+ private:
+  friend class detail::scope_child;
+  friend class detail::scope_end;
+  friend class detail::join_awaiter;
+  template <class F>
+  friend task<> scoped(F body);
+
+  scope() = default;
+  ~scope() = default;
+
+  void add(detail::scope_child& c) noexcept {
+    c.next_ = first_;
+    if (first_ != nullptr) first_->previous_ = &c;
+    first_ = &c;
+    ++size_;
+    end_->branch_begun();
+  }
+  void remove(detail::scope_child& c) noexcept {
+    (c.previous_ == nullptr ? first_ : c.previous_->next_) = c.next_;
+    if (c.next_ != nullptr) c.next_->previous_ = c.previous_;
+    --size_;
+  }
+  void cancel_children() noexcept {
+    closed_ = true;
+    for (detail::scope_child* c = first_; c != nullptr; c = c->next_) c->cancel();
+  }
+  void child_ended(std::exception_ptr failure, bool unwound) noexcept {
+    if (size_ == 0 && join_ != nullptr) std::exchange(join_, nullptr)->all_ended();
+    end_->branch_ended(std::move(failure), unwound);
+  }
+
+  detail::scope_end* end_ = nullptr;
+  detail::join_awaiter* join_ = nullptr;
+  detail::scope_child* first_ = nullptr;
+  std::size_t size_ = 0;
+  bool closed_ = false;
+};
+
+namespace detail {
+
+inline void scope_child::begin(scope& owner, task<> t) noexcept {
+  owner_ = &owner;
+  frame_ = std::move(t).release();
+  if (!frame_) fatal("spawn was given a task that had been moved from");
+  adopt(frame_);
+  owner.add(*this);
+  start_later();
+}
+
+inline void scope_child::ended(outcome how) noexcept {
+  std::exception_ptr failure;
+  if (how == outcome::finished)
+    failure = frame_.promise().exception();
+  else
+    frame_ = nullptr;
+  scope& owner = *owner_;
+  owner.remove(*this);
+  delete this;  // before the scope is told: it may end now, and what the arguments refer to with it
+  owner.child_ended(std::move(failure), how == outcome::unwound);
+}
+
+inline void scope_end::begin() noexcept {
+  scope_.end_ = this;
+  body_.begin(*this);
+}
+
+inline void scope_end::cancel_branches() noexcept { scope_.cancel(); }
+
+inline bool join_awaiter::start() noexcept {
+  if (scope_.size_ == 0) return true;
+  if (scope_.join_ != nullptr) fatal("two tasks wait in join_within of one scope");
+  scope_.join_ = this;
+  loop::current().deadlines().set(*this, limit_.after(now()));
+  return false;
+}
+
+inline void join_awaiter::stop() noexcept {
+  scope_.join_ = nullptr;
+  loop::current().deadlines().drop(*this);
+  stopped();
+}
+
+inline void join_awaiter::expired() noexcept {
+  in_time_ = false;
+  scope_.cancel_children();
+}
+
+inline void join_awaiter::all_ended() noexcept {
+  loop::current().deadlines().drop(*this);
+  complete();
+}
+
+}  // namespace detail
+
+template <class F>
+task<> scope_body(F& body, scope& s) {
+  co_await body(s);
+}
+
+/// The coroutine behind `with_scope`.
+template <class F>
+task<> scoped(F body) {
+  scope s;
+  co_await detail::scope_end(s, scope_body(body, s));
+}
+
+/// Runs `body(scope&)`, which gives a task<>, and waits for it and for everything it spawned.
+///
+/// Errors    the first exception of the body or of a child, after all have ended.
+/// Lifetime  `body` is moved into the task. On g++ 12 a closure written into the call must be trivially destructible
+///           (capture by reference): that compiler destroys others twice.
+template <class F>
+task<> with_scope(F&& body) {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+  static_assert(std::is_lvalue_reference_v<F> || std::is_trivially_destructible_v<std::remove_cvref_t<F>>,
+                "g++ 12 destroys such a closure twice: capture by [&], or name the closure before the co_await");
+#endif
+  static_assert(std::is_same_v<std::invoke_result_t<std::decay_t<F>&, scope&>, task<>>,
+                "the body of a scope takes a coax::scope& and gives a coax::task<>");
+  return scoped<std::decay_t<F>>(std::forward<F>(body));
+}
+
+}  // namespace coax::inline COAX_ABI

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/task/clock.hpp>
+#include <coax/task/loop.hpp>
+#include <coax/task/root.hpp>
+#include <coax/task/timers.hpp>
+
+namespace coax::inline COAX_ABI {
+
+/// The await of `sleep_for` and `sleep_until`.
+class [[nodiscard]] sleep_awaiter final : public waiter, private timer {
+ public:
+  explicit sleep_awaiter(clock::time_point deadline) noexcept : deadline_(deadline) {}
+  sleep_awaiter(const sleep_awaiter& other) noexcept : waiter(other), timer(), deadline_(other.deadline_) {}
+  sleep_awaiter& operator=(const sleep_awaiter&) = delete;
+  ~sleep_awaiter() = default;
+
+  void await_resume() const noexcept {}
+
+ private:
+  bool start() noexcept override {
+    loop::current().deadlines().set(*this, deadline_);
+    return false;
+  }
+  void stop() noexcept override {
+    loop::current().deadlines().drop(*this);
+    stopped();
+  }
+  void expired() noexcept override { complete(); }
+
+  clock::time_point deadline_;
+};
+
+/// Waits until `deadline`, by the clock of the reactor; one that has passed still gives others their turn.
+///
+/// Those that end at the same time wake in the order in which they began.
+inline sleep_awaiter sleep_until(clock::time_point deadline) noexcept { return sleep_awaiter(deadline); }
+
+/// Waits for `d`, counted from this call.
+inline sleep_awaiter sleep_for(timeout d) noexcept { return sleep_awaiter(d.after(now())); }
+
+/// The await of `yield`.
+class [[nodiscard]] yield_awaiter final : public waiter {
+ public:
+  void await_resume() const noexcept {}
+
+ private:
+  bool start() noexcept override {
+    complete();
+    return false;
+  }
+  void stop() noexcept override {}
+};
+
+/// Lets everything else that is ready run first.
+inline yield_awaiter yield() noexcept { return {}; }
+
+}  // namespace coax::inline COAX_ABI

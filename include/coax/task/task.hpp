@@ -1,0 +1,221 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/task/fatal.hpp>
+#include <coax/task/frames.hpp>
+#include <coax/task/root.hpp>
+
+#include <coroutine>
+#include <exception>
+#include <optional>
+#include <source_location>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+namespace coax::inline COAX_ABI {
+
+template <class T>
+class task;
+template <class T>
+class task_awaiter;
+
+namespace detail {
+
+/// The first suspension of a task, and the guard against a defect of g++ 12.
+///
+/// g++ 12 lays out wrongly the frame of a coroutine that tests an awaited value directly, `if (co_await x)`, `while
+/// (co_await x)` or `switch (co_await x)`, and declares no local variable: its promise then overlaps what lies
+/// behind the frame. Such a frame shows at its first suspension, before any harm is done.
+template <class Promise>
+class initial_awaiter {
+ public:
+  explicit initial_awaiter(Promise& promise) noexcept : promise_(&promise) {}
+
+  bool await_ready() const noexcept { return false; }
+  void await_suspend(std::coroutine_handle<Promise> self) const noexcept {
+    if (self.address() != std::coroutine_handle<Promise>::from_promise(*promise_).address())
+      fatal(
+          "this compiler has laid out a coroutine frame wrongly (a defect of g++ 12: `if (co_await x)`, `while "
+          "(co_await x)` or `switch (co_await x)` in a coroutine without local variables). Name the awaited value: "
+          "`auto r = co_await x; if (r)` or `while (auto r = co_await x)`");
+  }
+  void await_resume() const noexcept {}
+
+ private:
+  Promise* promise_;
+};
+
+class final_awaiter {
+ public:
+  bool await_ready() const noexcept { return false; }
+  template <class Promise>
+  void await_suspend(std::coroutine_handle<Promise> self) const noexcept {
+    self.promise().finished();
+  }
+  void await_resume() const noexcept {}
+};
+
+/// The parts of a promise that do not depend on the result.
+template <class T>
+class promise_of : public promise_base, public framed {
+ public:
+  using promise = typename task<T>::promise_type;
+
+  task<T> get_return_object() noexcept;
+  initial_awaiter<promise> initial_suspend() noexcept {
+    return initial_awaiter<promise>(static_cast<promise&>(*this));
+  }
+  final_awaiter final_suspend() noexcept { return {}; }
+
+  using promise_base::finished;
+
+  /// Remembers where the coroutine waits, and hands the awaitable on as it is.
+  template <class Awaitable>
+  Awaitable&& await_transform(Awaitable&& awaitable, std::source_location where = std::source_location::current()) noexcept {
+    where_ = where;
+    now_innermost();
+    return std::forward<Awaitable>(awaitable);
+  }
+};
+
+}  // namespace detail
+
+/// A coroutine that gives a `T`, started by awaiting or spawning it, and at most once.
+///
+/// Lazy: calling the function runs nothing. Parameters taken by value live in its frame; references, spans and
+/// string_views must outlive it. `co_await f()` runs it as part of the caller; cancelling the caller unwinds both.
+///
+/// Errors    what the body throws is rethrown where it is awaited.
+/// Thread    the reactor's.
+template <class T = void>
+class [[nodiscard("a task does nothing until it is awaited or spawned")]] task {
+ public:
+  class promise_type;
+  using value_type = T;
+
+  task(task&& other) noexcept : coroutine_(std::exchange(other.coroutine_, nullptr)) {}
+  task& operator=(task&& other) noexcept {
+    if (this != &other) {
+      if (coroutine_) coroutine_.destroy();
+      coroutine_ = std::exchange(other.coroutine_, nullptr);
+    }
+    return *this;
+  }
+  ~task() {
+    if (coroutine_) coroutine_.destroy();
+  }
+
+  /// Runs the task as part of the awaiting one. An lvalue must be moved: a task can be awaited once.
+  task_awaiter<T> operator co_await() && noexcept {
+    if (!coroutine_) detail::fatal("a task was awaited twice, or after it had been moved from");
+    return task_awaiter<T>(std::exchange(coroutine_, nullptr));
+  }
+
+  /// Gives up the coroutine: for what starts tasks otherwise than by awaiting them.
+  std::coroutine_handle<promise_type> release() && noexcept { return std::exchange(coroutine_, nullptr); }
+
+ private:
+  friend class detail::promise_of<T>;
+  explicit task(std::coroutine_handle<promise_type> coroutine) noexcept : coroutine_(coroutine) {}
+
+  std::coroutine_handle<promise_type> coroutine_;
+};
+
+template <class T>
+class task<T>::promise_type : public detail::promise_of<T> {
+ public:
+  static_assert(!std::is_reference_v<T>, "a task gives a value: return a pointer or std::reference_wrapper");
+  static_assert(alignof(T) <= alignof(std::max_align_t), "compilers do not align coroutine frames beyond that");
+
+  template <class U = T>
+  void return_value(U&& value) {
+    result_.template emplace<1>(std::forward<U>(value));
+  }
+  void unhandled_exception() noexcept { result_.template emplace<2>(std::current_exception()); }
+
+  std::exception_ptr exception() const noexcept {
+    return result_.index() == 2 ? std::get<2>(result_) : nullptr;
+  }
+  /// The value, moved out; rethrows what the body threw.
+  T take() {
+    if (result_.index() == 2) std::rethrow_exception(std::get<2>(result_));
+    return std::move(*std::get_if<1>(&result_));
+  }
+
+ private:
+  std::variant<std::monostate, T, std::exception_ptr> result_;
+};
+
+template <>
+class task<void>::promise_type : public detail::promise_of<void> {
+ public:
+  void return_void() const noexcept {}
+  void unhandled_exception() noexcept { exception_ = std::current_exception(); }
+
+  std::exception_ptr exception() const noexcept { return exception_; }
+  void take() {
+    if (exception_) std::rethrow_exception(exception_);
+  }
+
+ private:
+  std::exception_ptr exception_;
+};
+
+template <class T>
+task<T> detail::promise_of<T>::get_return_object() noexcept {
+  return task<T>(std::coroutine_handle<promise>::from_promise(static_cast<promise&>(*this)));
+}
+
+/// The await of a task by a task.
+///
+/// The child runs inside the parent's await. If it finishes there, the parent was never suspended, and a million such
+/// awaits in a loop cost no stack. If it suspends, its end makes the loop resume the parent.
+template <class T>
+class [[nodiscard]] task_awaiter : private detail::task_link {
+ public:
+  using promise = typename task<T>::promise_type;
+
+  explicit task_awaiter(std::coroutine_handle<promise> coroutine) noexcept { child = coroutine; }
+  task_awaiter(const task_awaiter&) = delete;
+  task_awaiter& operator=(const task_awaiter&) = delete;
+  ~task_awaiter() {
+    if (child) child.destroy();
+  }
+
+  bool await_ready() const noexcept { return false; }
+
+  template <class P>
+  bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
+    static_assert(task_promise<P>, "a coax::task is awaited by a coax::task; elsewhere, spawn it in a scope");
+    parent = &coroutine.promise();
+    coax::root& root = *parent->root();
+    promise_base& begun = callee();
+    begun.root_ = &root;
+    begun.link_ = this;
+    root.leaf_ = &begun;
+
+    loop& here = loop::current();
+    if (!here.may_start_inline()) {
+      root.resume_later();
+      return true;
+    }
+    begun.inline_ = true;
+    {
+      const loop::inline_start counted(here);
+      child.resume();
+    }
+    if (child.done()) return false;
+    begun.inline_ = false;
+    return true;
+  }
+
+  T await_resume() { return callee().take(); }
+
+ private:
+  promise& callee() const noexcept {
+    return std::coroutine_handle<promise>::from_address(child.address()).promise();
+  }
+};
+
+}  // namespace coax::inline COAX_ABI
