@@ -3,9 +3,13 @@
 #include <coax/task/loop.hpp>
 #include <coax/task/task.hpp>
 
+#include <functional>
 #include <optional>
 
 /// A loop under a virtual clock: time moves only when nothing is ready, and then straight to the next timer.
+///
+/// `run` runs a task to its end. Alternatively the test is the driver: `inside` starts and cancels, `settle` runs what is
+/// ready, `advance` and `pass_time` let time pass.
 class manual_loop final : public coax::loop {
  public:
   manual_loop() noexcept : loop(coax::clock::time_point(std::chrono::hours(1))) {}
@@ -21,13 +25,38 @@ class manual_loop final : public coax::loop {
     return root.take();
   }
 
+  /// Calls `action` as if from a task of this loop, and runs nothing.
+  template <class F>
+  void inside(F&& action) {
+    const running_here guard(*this);
+    std::invoke(std::forward<F>(action));
+  }
+
   /// Runs what is ready, without letting time pass.
   void settle() {
     const running_here guard(*this);
     while (has_ready()) run_ready();
   }
 
+  /// Lets `d` pass; what that makes ready does not run yet.
+  void advance(coax::timeout d) {
+    const running_here guard(*this);
+    now_ = d.after(now_);
+    deadlines().expire(now_);
+  }
+
+  /// Lets time pass to the next timer; what that makes ready does not run yet.
+  void pass_time() {
+    const running_here guard(*this);
+    const std::optional<coax::clock::time_point> next = deadlines().next();
+    if (!next) coax::detail::fatal("the test waits for something that never comes");
+    if (*next > now_) now_ = *next;
+    deadlines().expire(now_);
+  }
+
+  using coax::loop::has_ready;  // for a task that lets all others run before it goes on
   std::size_t timers_set() noexcept { return deadlines().size(); }
+  bool is_idle() noexcept { return !has_ready() && timers_set() == 0; }
 
  private:
   template <class T>
@@ -51,12 +80,7 @@ class manual_loop final : public coax::loop {
   };
 
   void turn() {
-    if (!has_ready()) {
-      const std::optional<coax::clock::time_point> next = deadlines().next();
-      if (!next) coax::detail::fatal("the test waits for something that never comes");
-      if (*next > now_) now_ = *next;
-      deadlines().expire(now_);
-    }
+    if (!has_ready()) pass_time();
     run_ready();
   }
 

@@ -13,11 +13,6 @@ namespace coax::inline COAX_ABI {
 namespace detail {
 
 template <class A>
-concept has_member_co_await = requires(A&& a) { std::forward<A>(a).operator co_await(); };
-template <class A>
-concept has_free_co_await = requires(A&& a) { operator co_await(std::forward<A>(a)); };
-
-template <class A>
 decltype(auto) awaiter_of(A&& a) {
   if constexpr (has_member_co_await<A>)
     return std::forward<A>(a).operator co_await();

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <type_traits>
@@ -82,29 +83,54 @@ namespace detail {
 
 /// Fails an acquisition: the one place where coax throws an error code. Without exceptions it
 /// prints the error and aborts, since there is nobody to tell.
-[[noreturn]] inline void throw_system_error(std::error_code error, const char* what) {
+[[noreturn]] inline void throw_system_error(std::error_code error, const std::string& what) {
 #if defined(__cpp_exceptions)
   throw std::system_error(error, what);
 #else
-  std::fprintf(stderr, "coax: %s: %s\n", what, error.message().c_str());
+  std::fprintf(stderr, "%s: %s\n", what.c_str(), error.message().c_str());
   std::abort();
 #endif
 }
 
-/// Stops at a bug in the program that uses a result, in builds with assertions.
-inline void assert_result([[maybe_unused]] bool sound, [[maybe_unused]] const char* bug,
-                          [[maybe_unused]] std::error_code error) noexcept {
-#ifndef NDEBUG
-  if (sound) return;
-  std::fprintf(stderr, "coax: %s: %s\n", bug, error.message().c_str());
+/// Refuses an argument that no program should pass.
+[[noreturn]] inline void throw_invalid_argument(const std::string& what) {
+#if defined(__cpp_exceptions)
+  throw std::invalid_argument(what);
+#else
+  std::fprintf(stderr, "%s\n", what.c_str());
   std::abort();
 #endif
+}
+
+/// Refuses a call that is wrong where it stands.
+[[noreturn]] inline void throw_logic_error(const std::string& what) {
+#if defined(__cpp_exceptions)
+  throw std::logic_error(what);
+#else
+  std::fprintf(stderr, "%s\n", what.c_str());
+  std::abort();
+#endif
+}
+
+/// Stops at a bug in the program that uses a result; called in builds with assertions only.
+[[noreturn]] inline void abort_over_result(const char* bug, std::error_code error) noexcept {
+  std::fprintf(stderr, "coax: %s: %s\n", bug, error.message().c_str());
+  std::abort();
 }
 
 inline std::error_code assert_failure(std::error_code error) noexcept {
-  assert_result(static_cast<bool>(error), "a result was made from an error code that says success",
-                error);
+#ifndef NDEBUG
+  if (!error) abort_over_result("a result was made from an error code that says success", error);
+#endif
   return error;
+}
+
+/// Stops where a result is dereferenced that holds an error.
+inline void assert_value([[maybe_unused]] const auto& tested) noexcept {
+#ifndef NDEBUG
+  if (tested) return;
+  abort_over_result("an error was dereferenced as if it were a value", tested.error());
+#endif
 }
 
 /// An enumeration a result takes as an error. std::errc is one of conditions, hence by name.
@@ -120,6 +146,13 @@ concept value_for = !std::is_same_v<std::remove_cvref_t<U>, result<T>> &&
                     !error_like<std::remove_cvref_t<U>> && std::is_convertible_v<U, T>;
 
 }  // namespace detail
+
+#if defined(__GNUC__) && !defined(__clang__)
+// g++ loses sight of which of the two a variant holds, and then warns, in the code of whoever uses
+// a result, that the other is destroyed or read before it was written
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 /// A value, or the reason why there is none.
 ///
@@ -174,8 +207,7 @@ class [[nodiscard]] result {
  private:
   template <class Self>
   static auto* reach(Self& self) noexcept {
-    detail::assert_result(static_cast<bool>(self),
-                          "an error was dereferenced as if it were a value", self.error());
+    detail::assert_value(self);
     return std::get_if<0>(&self.state_);
   }
 
@@ -187,6 +219,10 @@ class [[nodiscard]] result {
 
   std::variant<T, std::error_code> state_;
 };
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 /// Success, or the reason why something failed. By default success.
 template <>
@@ -202,9 +238,7 @@ class [[nodiscard]] result<void> {
 
   explicit operator bool() const noexcept { return !error_; }
 
-  void operator*() const noexcept {
-    detail::assert_result(!error_, "an error was dereferenced as if it were a value", error_);
-  }
+  void operator*() const noexcept { detail::assert_value(*this); }
 
   void value() const {
     if (error_) detail::throw_system_error(error_, "coax::result::value");

@@ -22,6 +22,29 @@ class task_awaiter;
 
 namespace detail {
 
+template <class A>
+concept has_member_co_await = requires(A&& a) { std::forward<A>(a).operator co_await(); };
+template <class A>
+concept has_free_co_await = requires(A&& a) { operator co_await(std::forward<A>(a)); };
+
+/// Stands for an awaiter that lives elsewhere in the frame. Awaiting the awaiter itself, whether as lvalue or rvalue, makes
+/// g++ 12 copy it to yet another place, and an operation stays where it is.
+template <class Awaiter>
+class awaiter_reference {
+ public:
+  explicit awaiter_reference(Awaiter& awaiter) noexcept : awaiter_(awaiter) {}
+
+  bool await_ready() { return awaiter_.await_ready(); }
+  template <class P>
+  auto await_suspend(std::coroutine_handle<P> coroutine) {
+    return awaiter_.await_suspend(coroutine);
+  }
+  decltype(auto) await_resume() { return awaiter_.await_resume(); }
+
+ private:
+  Awaiter& awaiter_;
+};
+
 /// The first suspension of a task, and the guard against a defect of g++ 12.
 ///
 /// g++ 12 lays out wrongly the frame of a coroutine that tests an awaited value directly, `if (co_await x)`, `while
@@ -70,12 +93,18 @@ class promise_of : public promise_base, public framed {
 
   using promise_base::finished;
 
-  /// Remembers where the coroutine waits, and hands the awaitable on as it is.
+  /// Remembers where the coroutine waits, and gives what it waits with.
   template <class Awaitable>
-  Awaitable&& await_transform(Awaitable&& awaitable, std::source_location where = std::source_location::current()) noexcept {
+  decltype(auto) await_transform(Awaitable&& awaitable,
+                                 std::source_location where = std::source_location::current()) noexcept {
     where_ = where;
     now_innermost();
-    return std::forward<Awaitable>(awaitable);
+    if constexpr (has_member_co_await<Awaitable>)
+      return std::forward<Awaitable>(awaitable).operator co_await();
+    else if constexpr (has_free_co_await<Awaitable>)
+      return operator co_await(std::forward<Awaitable>(awaitable));
+    else
+      return awaiter_reference<std::remove_reference_t<Awaitable>>(awaitable);
   }
 };
 

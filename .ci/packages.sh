@@ -1,0 +1,48 @@
+# shellcheck shell=bash
+# Sourced by the scripts that build: `need PACKAGE...` installs those Debian packages that are missing.
+
+# What counts is that the thing works, not who installed it: other systems have no packages of these names.
+have() {
+  case $1 in
+    ninja-build) command -v ninja ;;
+    catch2) pkg-config --exists catch2 ;;
+    liburing-dev) pkg-config --exists liburing ;;
+    llvm-*) command -v "llvm-symbolizer-${1#llvm-}" ;; # what gives a sanitizer's stacks their names
+    *-dev) [[ $(dpkg-query -W -f '${db:Status-Status}' "$1") == installed ]] ;;
+    *) command -v "$1" ;;
+  esac >/dev/null 2>&1
+}
+
+need() {
+  local package missing=() as_root=() log
+  for package; do
+    have "$package" || missing+=("$package")
+  done
+  if ((${#missing[@]} == 0)); then return 0; fi
+
+  if ! command -v apt-get >/dev/null; then
+    echo "Missing, and there is no apt-get to install it (Debian's names): ${missing[*]}" >&2
+    return 1
+  fi
+  if ((EUID != 0)); then
+    if ! command -v sudo >/dev/null; then
+      echo "Missing, and only root can install it: apt-get install ${missing[*]}" >&2
+      return 1
+    fi
+    as_root=(sudo)
+  fi
+
+  echo "installing ${missing[*]} ..." >&2
+  log=$(mktemp)
+  # A machine that has just booted may still be updating itself: wait for its lock.
+  local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout=300)
+  # Lists that are old, or partly out of reach, may still do: only the installation decides.
+  "${apt[@]}" update >"$log" 2>&1 || true
+  if ! "${apt[@]}" install --no-install-recommends "${missing[@]}" >>"$log" 2>&1 </dev/null; then
+    cat "$log" >&2
+    rm "$log"
+    echo "Could not install ${missing[*]}" >&2
+    return 1
+  fi
+  rm "$log"
+}

@@ -1,0 +1,20 @@
+#pragma once
+
+/// All of coax but <coax/sim.hpp>.
+
+#include <coax/io/choose.hpp>
+#include <coax/io/fd.hpp>
+#include <coax/net/connect.hpp>
+#include <coax/net/endpoint.hpp>
+#include <coax/net/listener.hpp>
+#include <coax/net/stream.hpp>
+#include <coax/process/run.hpp>
+#include <coax/process/signals.hpp>
+#include <coax/sync/worker_stack.hpp>
+#include <coax/task/clock.hpp>
+#include <coax/task/race.hpp>
+#include <coax/task/result.hpp>
+#include <coax/task/scope.hpp>
+#include <coax/task/sleep.hpp>
+#include <coax/task/task.hpp>
+#include <coax/task/within.hpp>

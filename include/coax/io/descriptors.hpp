@@ -1,0 +1,74 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/operation.hpp>
+
+#include <fcntl.h>
+#include <poll.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+
+namespace coax::inline COAX_ABI {
+
+/// What a reactor knows of one file descriptor.
+struct descriptor {
+  /// Events that, once seen, stay true for as long as the descriptor is open.
+  static constexpr unsigned sticky = POLLRDHUP | POLLHUP | POLLERR | POLLPRI;
+  static constexpr unsigned unknown = POLLIN | POLLOUT;  // worth a try
+
+  int fd = -1;
+  std::uint32_t generation = 0;  // tells the events of a closed descriptor from its successor's
+  operation* reader = nullptr;   // who waits for it to become readable: one at a time
+  operation* writer = nullptr;
+  unsigned ready = unknown;  // epoll: what it may be ready for
+  bool owned = false;        // a stream of ours
+  bool tcp = false;
+  bool registered = false;  // epoll: the kernel reports its events
+  bool closing = false;     // closed while an operation was pending: the last one closes it
+  bool read_cut = false;    // a transfer was cut off in the middle: the direction has failed
+  bool write_cut = false;
+
+  bool idle() const noexcept { return reader == nullptr && writer == nullptr; }
+
+  /// Forgets all but the generation, which moves on.
+  void renew(bool now_owned, bool is_tcp) noexcept {
+    const int number = fd;
+    const std::uint32_t next = generation + 1;
+    *this = descriptor{};
+    fd = number;
+    generation = next;
+    owned = now_owned;
+    tcp = is_tcp;
+  }
+};
+
+/// The descriptors of a reactor by number. Entries keep their address.
+class descriptor_table {
+ public:
+  /// The entry of `fd`. Null when `fd` is not open. Errors: std::bad_alloc.
+  descriptor* find(int fd) {
+    if (fd < 0) return nullptr;
+    const auto index = static_cast<std::size_t>(fd);
+    if (index >= entries_.size()) {
+      if (::fcntl(fd, F_GETFD) < 0) return nullptr;  // also bounds the table by the limit on open files
+      while (index >= entries_.size()) {
+        entries_.emplace_back();
+        entries_.back().fd = static_cast<int>(entries_.size()) - 1;
+      }
+    }
+    return &entries_[index];
+  }
+
+  /// The entry of `fd` if there is one already.
+  descriptor* known(int fd) noexcept {
+    const auto index = static_cast<std::size_t>(fd);
+    return fd >= 0 && index < entries_.size() ? &entries_[index] : nullptr;
+  }
+
+ private:
+  std::deque<descriptor> entries_;
+};
+
+}  // namespace coax::inline COAX_ABI

@@ -1,0 +1,94 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/operations/accept.hpp>
+#include <coax/io/operations/poll.hpp>
+#include <coax/io/operations/read.hpp>
+#include <coax/io/operations/write.hpp>
+#include <coax/io/reactor.hpp>
+#include <coax/io/unique_fd.hpp>
+#include <coax/task/task.hpp>
+
+#include <poll.h>
+#include <sys/epoll.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <span>
+#include <string_view>
+#include <system_error>
+
+/// Waiting on a descriptor that is not coax's: a pipe, a terminal, a device, a library's socket.
+///
+/// The descriptor is borrowed: coax neither closes it nor changes its mode. One reader and one writer may wait on it at a
+/// time; another gets std::errc::device_or_resource_busy. It must stay open until the wait has ended.
+
+namespace coax::inline COAX_ABI {
+
+/// Accepts one connection from a listening socket. Other processes may accept from it too if it is in non-blocking mode.
+///
+/// Result    the connection's descriptor, close-on-exec.
+/// Errors    as accept(2).
+[[nodiscard]] inline operations::accept accept(int fd) noexcept { return operations::accept(fd); }
+
+/// Reads what there is, at most `into.size()` bytes, at the file offset.
+///
+/// Result    bytes stored; 0 only for an empty span.
+/// Errors    coax::errc::end_of_stream at the end; else as read(2).
+/// Lifetime  borrows `into` until completion.
+[[nodiscard]] inline operations::read read(int fd, std::span<std::byte> into) noexcept {
+  return operations::read(fd, into);
+}
+
+/// Writes all of `from`, at the file offset.
+///
+/// Result    `from.size()`.
+/// Errors    as write(2); what was written before the error stays written.
+/// Lifetime  borrows `from` until completion.
+[[nodiscard]] inline operations::write write(int fd, std::span<const std::byte> from) noexcept {
+  return operations::write(fd, from);
+}
+[[nodiscard]] inline operations::write write(int fd, std::string_view from) noexcept {
+  return operations::write(fd, std::as_bytes(std::span(from)));
+}
+
+/// Waits until one of `events` (POLLIN, POLLOUT, ...) is true of `fd`, or it has failed or hung up.
+///
+/// Result    the events that are true.
+/// Errors    EBADF when `fd` is not open.
+/// See       poll(2).
+[[nodiscard]] inline operations::poll poll(int fd, short events) noexcept { return operations::poll(fd, events); }
+
+/// Waits until one of the descriptors is ready, as poll(2) does and libco's `co_poll`. Entries with a negative
+/// descriptor are passed over; with nothing to wait for it waits until it is cancelled, so put it under `within`.
+///
+/// Result    how many entries have a non-zero `revents`; one of a closed descriptor is POLLNVAL.
+/// Errors    as poll(2) and epoll_create1(2).
+/// Lifetime  borrows `fds` until completion.
+inline task<result<std::size_t>> poll(std::span<pollfd> fds) {
+  // A private epoll(7) descriptor stands for all of them: it is readable when one of them is ready.
+  unique_fd set;
+  while (true) {
+    const int ready = ::poll(fds.data(), fds.size(), 0);
+    if (ready < 0 && errno != EINTR) co_return std::error_code(errno, std::system_category());
+    if (ready > 0) co_return static_cast<std::size_t>(ready);
+    if (!set) {
+      set.reset(::epoll_create1(EPOLL_CLOEXEC));
+      if (!set) co_return std::error_code(errno, std::system_category());
+      for (const pollfd& wanted : fds) {
+        if (wanted.fd < 0) continue;
+        epoll_event event{};
+        event.data.fd = wanted.fd;
+        // The same descriptor may stand in several entries: it is added once, for all of their events.
+        for (const pollfd& same : fds)
+          if (same.fd == wanted.fd) event.events |= static_cast<unsigned short>(same.events);
+        if (::epoll_ctl(set.get(), EPOLL_CTL_ADD, wanted.fd, &event) < 0 && errno != EEXIST)
+          co_return std::error_code(errno, std::system_category());
+      }
+    }
+    auto woken = co_await operations::poll(set.get(), POLLIN);
+    if (!woken) co_return woken.error();
+  }
+}
+
+}  // namespace coax::inline COAX_ABI

@@ -1,0 +1,116 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/syscalls.hpp>
+#include <coax/task/fatal.hpp>
+#include <coax/task/result.hpp>
+#include <coax/task/root.hpp>
+
+#include <poll.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <system_error>
+
+struct io_uring_sqe;
+
+namespace coax::inline COAX_ABI {
+
+struct descriptor;
+
+/// What makes trying an operation worth while: poll(2) events.
+namespace interest {
+inline constexpr short readable = POLLIN;
+inline constexpr short writable = POLLOUT;
+}  // namespace interest
+
+/// How the reactor may watch the descriptor of an operation.
+enum class watching : std::uint8_t {
+  stream,    ///< ours alone: registered once, readiness is remembered
+  borrowed,  ///< may be closed and its number reused behind our back: registered for each wait
+  shared,    ///< a listener that other processes accept from too: interest only while somebody waits
+};
+
+/// One thing asked of the kernel, which describes itself: a reactor needs to know no more of it than this.
+///
+/// An operation lives in the frame of the coroutine that awaits it. Adding one means writing one struct: how
+/// to fill a submission (`prepare`), how to call it without waiting (`perform`), and what an answer means (`take`).
+class operation : public waiter {
+ public:
+  int fd() const noexcept { return fd_; }
+  short waits_for() const noexcept { return waits_for_; }
+  watching watched_as() const noexcept { return watching_; }
+
+  /// Completion form: fills the submission. What it points to stays as it is until the operation ends.
+  virtual void prepare(io_uring_sqe& sqe) noexcept = 0;
+
+  /// Readiness form: the call, without waiting. Result: as the system call, -EAGAIN if it would have to wait.
+  virtual int perform(syscalls& calls) noexcept = 0;
+
+  /// Takes an answer of either form. True when the operation is done, false to do it again.
+  virtual bool take(int answer) noexcept {
+    result_ = answer;
+    return true;
+  }
+
+  /// Whether io_uring does better to call `perform` before it queues a submission.
+  virtual bool performs_first() const noexcept { return false; }
+
+  /// Told when it ends without its result, because it was asked to stop.
+  virtual void cut_off() noexcept {}
+
+  /// The last `perform` took all there was.
+  bool drained() const noexcept { return drained_; }
+  bool stop_requested() const noexcept { return stop_requested_; }
+
+ protected:
+  operation(int fd, short waits_for, watching how) noexcept : fd_(fd), waits_for_(waits_for), watching_(how) {}
+  operation(const operation&) = default;
+  ~operation() {
+    if (is_waiting())
+      detail::fatal("a coroutine was destroyed while its operation was in the kernel: cancel it, and let it unwind");
+  }
+
+  /// -errno or one of coax::errc, negated and beyond errno, as an error code.
+  static std::error_code error_of(int answer) noexcept {
+    if (answer == cut_before) return errc::transfer_cut;
+    return {-answer, std::system_category()};
+  }
+  static constexpr int cut_before = -100'000;
+
+  descriptor* at_ = nullptr;  // its entry in the reactor's table, once started
+  int result_ = 0;
+  bool drained_ = false;
+
+ private:
+  friend class reactor;
+  friend class readiness_reactor;
+  friend class uring_reactor;
+
+  bool start() noexcept final;
+  void stop() noexcept final;
+
+  int fd_;
+  short waits_for_;
+  watching watching_;
+  bool stop_requested_ = false;
+  bool polling_ = false;      // io_uring: what is in the ring is a poll for `waits_for`
+  bool cancel_queued_ = false;  // io_uring: a cancellation waits for room in the ring
+};
+
+/// Base of an operation that is awaited for a `result<T>`; `Derived::value(answer)` makes the value.
+template <class Derived, class T>
+class basic_operation : public operation {
+ public:
+  [[nodiscard]] result<T> await_resume() noexcept {
+    if (result_ < 0) return error_of(result_);
+    return static_cast<Derived&>(*this).value(result_);
+  }
+
+ protected:
+  explicit basic_operation(int fd, watching how) noexcept : operation(fd, Derived::waits_for, how) {}
+  basic_operation(int fd, short waits_for, watching how) noexcept : operation(fd, waits_for, how) {}
+};
+
+}  // namespace coax::inline COAX_ABI

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/operation.hpp>
+#include <coax/io/unique_fd.hpp>
+
+#include <sys/socket.h>
+
+#include <utility>
+
+namespace coax::inline COAX_ABI::operations {
+
+/// Accepts one connection, close-on-exec. It owns what it accepted until somebody takes it: a connection that was accepted
+/// although nobody waits any more is closed.
+///
+/// Result    the new descriptor.
+/// Errors    as accept(2), all of them: riding some out is for the listener.
+/// See       accept4(2), io_uring_prep_accept(3).
+class accept final : public basic_operation<accept, unique_fd> {
+ public:
+  static constexpr short waits_for = interest::readable;
+
+  explicit accept(int fd, watching how = watching::borrowed) noexcept : basic_operation(fd, how) {}
+  accept(accept&&) = default;
+
+  void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
+#if !defined(COAX_WITHOUT_URING)
+    io_uring_prep_accept(&sqe, fd(), nullptr, nullptr, SOCK_CLOEXEC);
+#endif
+  }
+  int perform(syscalls& calls) noexcept override {
+    if (watched_as() == watching::borrowed) {
+      // It may be in blocking mode, and that is not ours to change.
+      pollfd ready{fd(), POLLIN, 0};
+      const int count = calls.poll(&ready, 1);
+      if (count <= 0) return count < 0 ? count : -EAGAIN;
+    }
+    return calls.accept(fd(), SOCK_CLOEXEC);
+  }
+  bool take(int answer) noexcept override {
+    result_ = answer;
+    if (answer >= 0) accepted_.reset(answer);
+    return true;
+  }
+
+  result<unique_fd> value(int) noexcept { return std::move(accepted_); }
+
+ private:
+  unique_fd accepted_;
+};
+
+}  // namespace coax::inline COAX_ABI::operations

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/descriptors.hpp>
+#include <coax/io/operation.hpp>
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <span>
+
+namespace coax::inline COAX_ABI::operations {
+
+/// Receives from a stream socket: what there is, or exactly as much as the buffer holds.
+///
+/// Result    bytes stored.
+/// Errors    coax::errc::end_of_stream when the peer has ended the stream; else as recv(2).
+/// Lifetime  borrows the buffer until completion.
+/// See       recv(2), io_uring_prep_recv(3).
+class recv final : public basic_operation<recv, std::size_t> {
+ public:
+  static constexpr short waits_for = interest::readable;
+  enum class until { some, full };
+
+  recv(int fd, std::span<std::byte> into, until enough) noexcept
+      : basic_operation(fd, watching::stream), into_(into), enough_(enough) {}
+
+  bool await_ready() const noexcept { return into_.empty(); }
+
+  void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
+#if !defined(COAX_WITHOUT_URING)
+    io_uring_prep_recv(&sqe, fd(), rest().data(), rest().size(), 0);
+#endif
+  }
+  int perform(syscalls& calls) noexcept override {
+    const int got = calls.recv(fd(), rest().data(), rest().size(), MSG_DONTWAIT);
+    drained_ = got > 0 && static_cast<std::size_t>(got) < rest().size();
+    return got;
+  }
+  bool take(int answer) noexcept override {
+    result_ = answer;
+    if (answer > 0) got_ += static_cast<std::size_t>(answer);
+    return enough_ == until::some || answer <= 0 || got_ == into_.size();
+  }
+  void cut_off() noexcept override {
+    if (got_ > 0) at_->read_cut = true;
+  }
+
+  result<std::size_t> value(int) const noexcept {
+    if (got_ == into_.size() || (got_ > 0 && enough_ == until::some)) return got_;
+    return errc::end_of_stream;
+  }
+
+ private:
+  std::span<std::byte> rest() const noexcept {
+    return into_.subspan(got_, std::min(into_.size() - got_, bytes_max));
+  }
+  static constexpr std::size_t bytes_max = std::size_t{1} << 30;  // one call's answer fits an int
+
+  std::span<std::byte> into_;
+  std::size_t got_ = 0;
+  until enough_;
+};
+
+}  // namespace coax::inline COAX_ABI::operations

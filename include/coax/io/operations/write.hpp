@@ -1,0 +1,57 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/operation.hpp>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <span>
+
+namespace coax::inline COAX_ABI::operations {
+
+/// Writes everything to any descriptor, at its file offset.
+///
+/// Result    bytes written.
+/// Errors    as write(2).
+/// Lifetime  borrows the buffer until completion.
+/// See       write(2), io_uring_prep_write(3).
+class write final : public basic_operation<write, std::size_t> {
+ public:
+  static constexpr short waits_for = interest::writable;
+
+  write(int fd, std::span<const std::byte> from) noexcept : basic_operation(fd, watching::borrowed), from_(from) {}
+
+  bool await_ready() const noexcept { return from_.empty(); }
+
+  void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
+#if !defined(COAX_WITHOUT_URING)
+    io_uring_prep_write(&sqe, fd(), rest().data(), static_cast<unsigned>(rest().size()), at_file_offset);
+#endif
+  }
+  int perform(syscalls& calls) noexcept override {
+    pollfd ready{fd(), POLLOUT, 0};
+    const int count = calls.poll(&ready, 1);
+    if (count <= 0) return count < 0 ? count : -EAGAIN;
+    return calls.write(fd(), rest().data(), rest().size());
+  }
+  bool take(int answer) noexcept override {
+    result_ = answer;
+    if (answer > 0) written_ += static_cast<std::size_t>(answer);
+    return answer <= 0 || written_ == from_.size();
+  }
+
+  result<std::size_t> value(int) const noexcept { return written_; }
+
+ private:
+  std::span<const std::byte> rest() const noexcept {
+    return from_.subspan(written_, std::min(from_.size() - written_, bytes_max));
+  }
+  static constexpr std::size_t bytes_max = std::size_t{1} << 30;  // one call's answer fits an int
+  static constexpr auto at_file_offset = ~0ULL;
+
+  std::span<const std::byte> from_;
+  std::size_t written_ = 0;
+};
+
+}  // namespace coax::inline COAX_ABI::operations

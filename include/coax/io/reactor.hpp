@@ -1,0 +1,271 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/descriptors.hpp>
+#include <coax/io/operation.hpp>
+#include <coax/io/operations/poll.hpp>
+#include <coax/io/services.hpp>
+#include <coax/io/syscalls.hpp>
+#include <coax/io/unique_fd.hpp>
+#include <coax/task/fatal.hpp>
+#include <coax/task/loop.hpp>
+#include <coax/task/task.hpp>
+
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace coax::inline COAX_ABI {
+
+/// A loop that waits for the kernel: operations go in, and end.
+///
+/// This class knows the rules that do not depend on how the kernel is asked: who may wait on a descriptor, what
+/// stopping and closing mean, and how other threads get in. A backend submits, cancels and waits.
+///
+/// Thread    one, but for `wake` and `post`.
+class reactor : public loop {
+ public:
+  /// The reactor that runs on this thread; the program ends with a message where there is none.
+  static reactor& current() noexcept { return static_cast<reactor&>(loop::current()); }
+
+  virtual ~reactor() = default;
+
+  /// "io_uring" or "epoll".
+  virtual std::string_view backend() const noexcept = 0;
+
+  /// Why this is not io_uring, in words; empty when nothing stood in the way of the one that was wanted.
+  const std::string& fallback_reason() const noexcept { return fallback_reason_; }
+  void set_fallback_reason(std::string why) { fallback_reason_ = std::move(why); }
+
+  /// Operations that have begun and not ended.
+  std::size_t in_flight() const noexcept { return in_flight_; }
+
+  clock::time_point now() const noexcept override {
+    return clock::time_point(std::chrono::steady_clock::now().time_since_epoch());
+  }
+
+  /// One turn: waits for the kernel if nothing is ready, then runs what is ready, then the timers that are due.
+  /// Completions come before timers, so that what has completed beats its timeout.
+  void turn() noexcept {
+    const running_here guard(*this);
+    poll(has_ready() ? std::optional(clock::time_point::min()) : deadlines().next());
+    run_ready();
+    run_timers();
+  }
+
+  /// Makes the reactor's `poll` return. Thread: any; also from a signal handler.
+  virtual void wake() noexcept {
+    const std::uint64_t one = 1;
+    static_cast<void>(!::write(wake_fd_.get(), &one, sizeof(one)));  // full: it is awake already
+  }
+
+  /// Makes `node` ready on this reactor's thread. Thread: any.
+  void post(ready_node& node) noexcept {
+    {
+      const std::lock_guard lock(posted_mutex_);
+      posted_.push(node);
+    }
+    wake();
+  }
+
+
+  /// Runs `t` until the run ends, for the reactor itself. It must not throw.
+  void serve(task<> t) { services_.spawn(std::move(t)); }
+
+  /// The time from the first turn of a reactor to its last. At its end everything that waits for the reactor's own
+  /// sake is cancelled, and nothing is left in the kernel.
+  class session {
+   public:
+    explicit session(reactor& r) : reactor_(r), running_(r) { r.serve(r.wait_for_posts()); }
+    session(const session&) = delete;
+    session& operator=(const session&) = delete;
+    ~session() {
+      reactor_.services_.cancel();
+      while (!reactor_.services_.all_ended()) reactor_.turn();
+      if (reactor_.in_flight_ != 0)
+        detail::fatal("a run has ended while a coroutine that is in no scope still waited in the kernel");
+    }
+
+   private:
+    reactor& reactor_;
+    running_here running_;
+  };
+
+  // --- for operations ---
+
+  syscalls& system() noexcept { return calls_; }
+
+  /// Begins `op`. True when it ended at once.
+  bool start(operation& op) noexcept {
+    descriptor* d = nullptr;
+    try {
+      d = descriptors_.find(op.fd());
+    } catch (const std::bad_alloc&) {
+      return op.result_ = -ENOMEM, true;
+    }
+    if (d == nullptr) return op.result_ = -EBADF, true;
+    const bool reads = is_reader(op);
+    const bool writes = is_writer(op);
+    if ((reads && d->reader != nullptr) || (writes && d->writer != nullptr)) return op.result_ = -EBUSY, true;
+    if (d->closing) return op.result_ = -EBADF, true;
+    if (op.watched_as() == watching::stream) {
+      if (!d->owned) d->renew(true, false);  // it was made on a reactor that is gone
+      if ((reads && d->read_cut) || (writes && d->write_cut)) return op.result_ = operation::cut_before, true;
+    }
+    if (reads) d->reader = &op;
+    if (writes) d->writer = &op;
+    op.at_ = d;
+    ++in_flight_;
+    if (!submit(op)) return false;
+    release(op);
+    return true;
+  }
+
+  /// Asks `op`, which has begun, to end. It ends as stopped, or with its result if that came first.
+  void stop(operation& op) noexcept {
+    if (op.stop_requested_) return;
+    op.stop_requested_ = true;
+    cancel(op);
+  }
+
+  // --- for streams ---
+
+  /// Takes over the descriptor of a new stream.
+  void own(int fd, bool tcp) {
+    descriptor* d = descriptors_.find(fd);
+    if (d == nullptr) return;
+    forsake_waiters(*d);
+    d->renew(true, tcp);
+  }
+
+  /// What closing does to the socket itself, which other processes may share.
+  enum class closing { everywhere, here };
+
+  /// Closes `fd`. While an operation is pending on it the operation fails with std::errc::operation_canceled, and the number
+  /// stays taken until that has ended; a connection is shut down at once all the same.
+  void close(int fd, closing reach = closing::everywhere) noexcept {
+    descriptor* d = descriptors_.known(fd);
+    if (d == nullptr || d->idle()) {
+      if (d != nullptr) d->renew(false, false);
+      ::close(fd);
+      return;
+    }
+    d->closing = true;
+    if (reach == closing::everywhere) ::shutdown(fd, SHUT_RDWR);
+    operation* const writer = d->writer;  // cancelling the reader may end it, and with the last one the entry
+    if (d->reader != nullptr) cancel(*d->reader);
+    if (writer != nullptr && d->writer == writer) cancel(*writer);
+  }
+
+ protected:
+  explicit reactor(syscalls& calls = syscalls::kernel())
+      : loop(clock::time_point(std::chrono::steady_clock::now().time_since_epoch())),
+        calls_(calls),
+        wake_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    if (!wake_fd_) detail::throw_system_error({errno, std::system_category()}, "coax: eventfd");
+  }
+
+  // --- the seam: what a backend does ---
+
+  /// Asks the kernel. True when `op` has taken its last answer already; else `ended` or `was_stopped` follows.
+  virtual bool submit(operation& op) noexcept = 0;
+  /// Asks the kernel to give `op` up. `ended` or `was_stopped` follows.
+  virtual void cancel(operation& op) noexcept = 0;
+  /// Submits everything and waits until something has ended or `deadline` has passed; without one, for ever.
+  /// Resumes nothing: what ends becomes ready.
+  virtual void poll(std::optional<clock::time_point> deadline) noexcept = 0;
+  /// The entry of a descriptor that nobody waits on any more is about to be closed or forgotten.
+  virtual void forget(descriptor&) noexcept {}
+
+  // --- what a backend reports ---
+
+  /// Passes an answer of the kernel to `op`. True when that ended it; false to do it again.
+  static bool take(operation& op, int answer) noexcept {
+    if (!op.at_->closing) return op.take(answer);
+    return op.take(answer > 0 ? answer : -ECANCELED) || op.take(-ECANCELED);
+  }
+
+  /// `op` has taken its last answer.
+  void ended(operation& op) noexcept {
+    release(op);
+    op.complete();
+  }
+
+  /// `op` ended without an answer, because it was asked to, or because its descriptor was closed.
+  void was_stopped(operation& op) noexcept {
+    op.cut_off();
+    release(op);
+    if (op.stop_requested_) return op.stopped();
+    op.result_ = -ECANCELED;
+    op.complete();
+  }
+
+  descriptor_table& descriptors() noexcept { return descriptors_; }
+
+  static bool is_writer(const operation& op) noexcept { return (op.waits_for() & interest::writable) != 0; }
+  /// Whoever does not wait for writing counts as a reader: urgent data and hang-ups are news from the peer.
+  static bool is_reader(const operation& op) noexcept { return (op.waits_for() & ~interest::writable) != 0 || !is_writer(op); }
+
+ private:
+  friend class operation;
+
+  void release(operation& op) noexcept {
+    --in_flight_;
+    descriptor& d = *op.at_;
+    if (d.reader == &op) d.reader = nullptr;
+    if (d.writer == &op) d.writer = nullptr;
+    if (!d.idle()) return;
+    if (d.closing) {
+      const int fd = d.fd;
+      d.renew(false, false);
+      ::close(fd);
+    } else if (!d.owned) {
+      forget(d);
+    }
+  }
+
+  /// Somebody closed a borrowed descriptor under a pending wait, and its number came back as a new stream.
+  void forsake_waiters(descriptor& d) noexcept {
+    operation* const writer = d.writer;
+    if (d.reader != nullptr) cancel(*d.reader);
+    if (writer != nullptr && d.writer == writer) cancel(*writer);
+    d.reader = d.writer = nullptr;
+  }
+
+  /// Takes in what other threads have posted.
+  task<> wait_for_posts() {
+    while (true) {
+      auto woken = co_await operations::poll(wake_fd_.get(), POLLIN);
+      if (!woken) detail::fatal("a reactor cannot wait for its own wake-up");
+      std::uint64_t count = 0;
+      // Read before the queue is looked at: what is posted after that wakes it again.
+      static_cast<void>(!::read(wake_fd_.get(), &count, sizeof(count)));
+      const std::lock_guard lock(posted_mutex_);
+      while (ready_node* node = posted_.pop()) make_ready(*node);
+    }
+  }
+
+  syscalls& calls_;
+  unique_fd wake_fd_;
+  descriptor_table descriptors_;
+  std::size_t in_flight_ = 0;
+  std::string fallback_reason_;
+  detail::services services_;
+  std::mutex posted_mutex_;
+  ready_queue posted_;
+};
+
+inline bool operation::start() noexcept { return reactor::current().start(*this); }
+inline void operation::stop() noexcept { reactor::current().stop(*this); }
+
+}  // namespace coax::inline COAX_ABI

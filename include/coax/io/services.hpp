@@ -1,0 +1,54 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/task/root.hpp>
+#include <coax/task/task.hpp>
+
+#include <coroutine>
+#include <list>
+#include <utility>
+
+namespace coax::inline COAX_ABI::detail {
+
+/// The tasks a reactor runs for itself, such as waiting for its own wake-up. They never return; they are cancelled when
+/// the run ends.
+class services {
+ public:
+  void spawn(task<> t) { running_.emplace_back(std::move(t)); }
+
+  void cancel() noexcept {
+    for (service& s : running_) s.cancel();
+  }
+  bool all_ended() const noexcept {
+    for (const service& s : running_)
+      if (!s.has_ended()) return false;
+    return true;
+  }
+
+ private:
+  class service final : public root {
+   public:
+    explicit service(task<> t) noexcept {
+      const auto frame = std::move(t).release();
+      frame_ = frame;
+      adopt(frame);
+      start_later();
+    }
+    ~service() {
+      if (frame_) frame_.destroy();
+    }
+    bool has_ended() const noexcept { return ended_; }
+
+   private:
+    void ended(outcome how) noexcept override {
+      if (how == outcome::unwound) frame_ = nullptr;
+      ended_ = true;
+    }
+    std::coroutine_handle<> frame_;
+    bool ended_ = false;
+  };
+
+  std::list<service> running_;
+};
+
+}  // namespace coax::inline COAX_ABI::detail

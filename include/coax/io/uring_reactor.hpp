@@ -1,0 +1,189 @@
+#pragma once
+
+#include <coax/config.hpp>
+
+#if !defined(COAX_WITHOUT_URING)
+
+#include <coax/io/reactor.hpp>
+#include <coax/task/result.hpp>
+
+#include <liburing.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <system_error>
+
+namespace coax::inline COAX_ABI {
+
+/// The reactor over io_uring(7): one ring, used by one thread, one system call a turn.
+///
+/// Only the final completion of an operation ends it; asking to cancel one merely makes that come sooner. An answer of
+/// -EAGAIN (a descriptor in non-blocking mode) is followed by a poll in the ring and another try.
+class uring_reactor final : public reactor {
+ public:
+  static constexpr unsigned entries_default = 256;
+  static constexpr unsigned setup_flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                                          IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CLAMP;
+
+  /// Sets up a ring of `entries` submissions, at least 1.
+  ///
+  /// Errors    std::system_error as io_uring_queue_init_params(3): EPERM or ENOSYS where io_uring is refused or
+  ///           unknown, EINVAL before Linux 6.1, ENOMEM when locked memory is short.
+  explicit uring_reactor(unsigned entries = entries_default, syscalls& calls = syscalls::kernel()) : reactor(calls) {
+    io_uring_params params{};
+    params.flags = setup_flags | IORING_SETUP_CQSIZE;
+    params.cq_entries = entries * completions_per_entry;
+    const int failed = io_uring_queue_init_params(entries, &ring_, &params);
+    if (failed < 0) detail::throw_system_error({-failed, std::system_category()}, "io_uring_setup");
+    io_uring_register_ring_fd(&ring_);  // saves a look-up a turn; works without
+  }
+  ~uring_reactor() override { io_uring_queue_exit(&ring_); }
+
+  std::string_view backend() const noexcept override { return "io_uring"; }
+
+ private:
+  static constexpr unsigned completions_per_entry = 4;
+  // A transfer that could go on for ever without waiting lets others in between.
+  static constexpr int tries_max = 16;
+
+  bool submit(operation& op) noexcept override {
+    if (op.performs_first()) {
+      for (int tries = 0; tries < tries_max; ++tries) {
+        const int answer = op.perform(system());
+        if (answer == -EINTR) continue;
+        if (answer == -EAGAIN) break;
+        if (take(op, answer)) return true;
+      }
+    }
+    queue(op);
+    return false;
+  }
+
+  void cancel(operation& op) noexcept override {
+    if (backlog_.remove(op)) return was_stopped(op);  // the kernel has not seen it
+    if (op.cancel_queued_) return;
+    op.cancel_queued_ = true;
+    cancellations_.push(op);
+    queue_cancellations();
+  }
+
+  void poll(std::optional<clock::time_point> deadline) noexcept override {
+    queue_backlog();
+    const bool must_not_wait = deadline && (*deadline == clock::time_point::min() || *deadline <= now());
+    int entered = 0;
+    if (!must_not_wait) {
+      __kernel_timespec limit{};
+      if (deadline) limit = timespec_of(*deadline - now());
+      entered = system().ring_submit_and_wait(ring_, deadline ? &limit : nullptr);
+    } else if (io_uring_sq_ready(&ring_) != 0 || kernel_has_work()) {
+      // Completions appear only when the ring is entered: looking at it would starve them.
+      entered = system().ring_submit(ring_);
+    }
+    // ETIME is the deadline, EINTR a signal; EAGAIN and EBUSY say that completions must be reaped before more is
+    // taken; what was not submitted stays queued for the next turn.
+    if (entered == -EBADR) detail::fatal("io_uring has lost completions: the kernel had no memory to keep them");
+    reap();
+    queue_backlog();
+  }
+
+  bool kernel_has_work() const noexcept {
+    constexpr unsigned pending = IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW;
+    return (__atomic_load_n(ring_.sq.kflags, __ATOMIC_RELAXED) & pending) != 0;
+  }
+
+  void reap() noexcept {
+    unsigned head = 0;
+    unsigned count = 0;
+    io_uring_cqe* cqe = nullptr;
+    io_uring_for_each_cqe(&ring_, head, cqe) {
+      ++count;
+      if (auto* op = static_cast<operation*>(io_uring_cqe_get_data(cqe))) completed(*op, cqe->res);
+    }
+    io_uring_cq_advance(&ring_, count);
+  }
+
+  void completed(operation& op, int answer) noexcept {
+    if (op.polling_) {
+      op.polling_ = false;
+      if (answer >= 0) answer = -EINTR;  // it may be ready: ask for the thing itself
+    } else if (answer == -EAGAIN) {
+      op.polling_ = !op.stop_requested_;
+      answer = -EINTR;
+    }
+    if (answer == -ECANCELED && (op.stop_requested_ || op.at_->closing)) return finish_stopped(op);
+    if (answer != -EINTR && take(op, answer)) return finish(op);
+    // To be done again. A request to stop that came between two steps wins.
+    if (op.stop_requested_ || op.at_->closing) return finish_stopped(op);
+    queue(op);
+  }
+
+  void finish(operation& op) noexcept {
+    drop_cancellation(op);
+    ended(op);
+  }
+  void finish_stopped(operation& op) noexcept {
+    op.polling_ = false;
+    drop_cancellation(op);
+    was_stopped(op);
+  }
+
+  /// Puts `op` into the ring, or into the backlog when that is full.
+  void queue(operation& op) noexcept {
+    io_uring_sqe* sqe = free_entry();
+    if (sqe == nullptr) return backlog_.push(op);
+    if (op.polling_)
+      io_uring_prep_poll_add(sqe, op.fd(), static_cast<std::uint16_t>(op.waits_for()));
+    else
+      op.prepare(*sqe);
+    io_uring_sqe_set_data(sqe, &op);
+  }
+
+  io_uring_sqe* free_entry() noexcept {
+    if (io_uring_sqe* sqe = io_uring_get_sqe(&ring_)) return sqe;
+    io_uring_submit(&ring_);
+    return io_uring_get_sqe(&ring_);  // null when the kernel wants completions reaped first
+  }
+
+  void queue_backlog() noexcept {
+    queue_cancellations();
+    for (std::size_t left = backlog_.size(); left > 0 && io_uring_sq_space_left(&ring_) > 0; --left)
+      queue(static_cast<operation&>(*backlog_.pop()));
+  }
+
+  void queue_cancellations() noexcept {
+    while (!cancellations_.empty()) {
+      io_uring_sqe* sqe = free_entry();
+      if (sqe == nullptr) return;
+      auto& op = static_cast<operation&>(*cancellations_.pop());
+      op.cancel_queued_ = false;
+      io_uring_prep_cancel(sqe, &op, 0);
+      io_uring_sqe_set_data(sqe, nullptr);  // its own completion says nothing that the operation's does not
+    }
+  }
+
+  void drop_cancellation(operation& op) noexcept {
+    if (!op.cancel_queued_) return;
+    op.cancel_queued_ = false;
+    cancellations_.remove(op);
+  }
+
+  static __kernel_timespec timespec_of(clock::duration left) noexcept {
+    if (left < clock::duration::zero()) left = clock::duration::zero();
+    const auto whole = std::chrono::duration_cast<std::chrono::seconds>(left);
+    __kernel_timespec limit{};
+    limit.tv_sec = whole.count();
+    limit.tv_nsec = (left - whole).count();
+    return limit;
+  }
+
+  io_uring ring_{};
+  ready_queue backlog_;        // operations the ring had no room for; bounded, for they live in their frames
+  ready_queue cancellations_;  // operations whose cancellation the ring had no room for
+};
+
+}  // namespace coax::inline COAX_ABI
+
+#endif

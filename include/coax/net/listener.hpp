@@ -1,0 +1,169 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/operations/accept.hpp>
+#include <coax/io/reactor.hpp>
+#include <coax/io/unique_fd.hpp>
+#include <coax/net/endpoint.hpp>
+#include <coax/net/stream.hpp>
+#include <coax/task/result.hpp>
+#include <coax/task/sleep.hpp>
+#include <coax/task/task.hpp>
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+namespace coax::inline COAX_ABI {
+
+/// How a listener is set up.
+struct listen_options {
+  bool reuse_port = false;  ///< several sockets may listen on the address; the kernel spreads connections (SO_REUSEPORT)
+  int backlog = SOMAXCONN;  ///< connections the kernel keeps until they are accepted; it has an upper limit of its own
+  bool v6only = false;      ///< an IPv6 listener takes no IPv4 connections (IPV6_V6ONLY)
+  bool nodelay = true;      ///< connections send small writes at once (TCP_NODELAY)
+  bool keepalive = false;   ///< connections probe an idle peer (SO_KEEPALIVE)
+};
+
+/// A socket that accepts connections, on TCP or a Unix path.
+///
+/// Needs no reactor to be opened, so it can be bound before a fork and be shared by the processes. The path of a Unix
+/// listener is not removed when it closes.
+///
+/// Thread    any that has it to itself; with a reactor, the reactor's.
+class listener {
+ public:
+  /// Opens a listener on `where`: "127.0.0.1:9000", "[::1]:0", "unix:/run/x".
+  ///
+  /// Errors    as endpoint::parse, socket(2), bind(2), listen(2): a port in use is std::errc::address_in_use.
+  static result<listener> bind(std::string_view where, const listen_options& how = {}) {
+    const result<endpoint> parsed = endpoint::parse(where);
+    if (!parsed) return parsed.error();
+    return bind(*parsed, how);
+  }
+  static result<listener> bind(const endpoint& where, const listen_options& how = {}) {
+    // Non-blocking, because another process may take the connection that woke this one.
+    unique_fd fd(::socket(where.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (!fd) return last_error();
+    if (!where.is_unix()) {
+      // What is set here the connections inherit.
+      if (!set(fd, SOL_SOCKET, SO_REUSEADDR, true) || (how.reuse_port && !set(fd, SOL_SOCKET, SO_REUSEPORT, true)) ||
+          (where.family() == AF_INET6 && !set(fd, IPPROTO_IPV6, IPV6_V6ONLY, how.v6only)) ||
+          (how.nodelay && !set(fd, IPPROTO_TCP, TCP_NODELAY, true)) ||
+          (how.keepalive && !set(fd, SOL_SOCKET, SO_KEEPALIVE, true)))
+        return last_error();
+    }
+    if (::bind(fd.get(), where.data(), where.size()) < 0) return last_error();
+    if (::listen(fd.get(), how.backlog) < 0) return last_error();
+    return listener(std::move(fd), !where.is_unix());
+  }
+
+  listener(listener&& other) noexcept : fd_(std::move(other.fd_)), tcp_(other.tcp_) {}
+  listener& operator=(listener&& other) noexcept {
+    if (this != &other) {
+      close();
+      fd_ = std::move(other.fd_);
+      tcp_ = other.tcp_;
+    }
+    return *this;
+  }
+  ~listener() { close(); }
+
+  /// Waits for a connection.
+  ///
+  /// What ends a single connection, or says that memory or descriptors are short, is not an error of the listener: the
+  /// former is passed over, the latter waited out, while connections wait in the kernel's backlog.
+  ///
+  /// Errors    EBADF when it is closed, std::errc::operation_canceled when it is closed meanwhile,
+  ///           std::errc::device_or_resource_busy when another task accepts from it; else as accept(2).
+  task<result<stream>> accept() { return accept_on(fd_.get(), tcp_); }
+
+  /// Stops listening; a task that waits in `accept` gets std::errc::operation_canceled. Connections that nobody
+  /// accepted are refused once the last process has closed it.
+  void close() noexcept {
+    const int fd = fd_.release();
+    if (fd < 0) return;
+    if (loop::running() != nullptr)
+      reactor::current().close(fd, reactor::closing::here);
+    else
+      ::close(fd);
+  }
+
+  /// The address it listens on, with the real port where 0 was asked for.
+  ///
+  /// Errors    as getsockname(2).
+  result<endpoint> local_endpoint() const noexcept {
+    sockaddr_storage storage{};
+    socklen_t size = sizeof(storage);
+    auto* address = reinterpret_cast<sockaddr*>(&storage);
+    if (::getsockname(fd_.get(), address, &size) < 0) return last_error();
+    return endpoint::from_sockaddr(address, size);
+  }
+
+  bool is_open() const noexcept { return static_cast<bool>(fd_); }
+
+  /// The descriptor, which stays the listener's; -1 when it is closed.
+  int native_handle() const noexcept { return fd_.get(); }
+
+ private:
+  listener(unique_fd fd, bool tcp) noexcept : fd_(std::move(fd)), tcp_(tcp) {}
+
+  static std::error_code last_error() noexcept { return {errno, std::system_category()}; }
+  static bool set(const unique_fd& fd, int level, int option, int value) noexcept {
+    return ::setsockopt(fd.get(), level, option, &value, sizeof(value)) == 0;
+  }
+
+  static task<result<stream>> accept_on(int fd, bool tcp) {
+    using namespace std::chrono_literals;
+    constexpr clock::duration pause_first = 5ms;
+    constexpr clock::duration pause_max = 100ms;
+    constexpr int passed_over_max = 16;
+    clock::duration pause = pause_first;
+    int passed_over = 0;
+    while (true) {
+      auto accepted = co_await operations::accept(fd, watching::shared);
+      if (accepted) co_return stream(std::move(*accepted), tcp);
+      const bool of_one_connection = ends_one_connection(accepted.error().value());
+      if (!of_one_connection && !is_shortage(accepted.error().value())) co_return accepted.error();
+      // A connection that failed is replaced by the next one at once; when that does not end, something else is
+      // wrong, and trying on would burn a core.
+      if (of_one_connection && ++passed_over < passed_over_max) continue;
+      co_await sleep_for(pause);
+      pause = std::min(pause * 2, pause_max);
+    }
+  }
+
+  static bool ends_one_connection(int error) noexcept {
+    switch (error) {
+      case EINTR:
+      case ECONNABORTED:
+      case EPROTO:
+      case EPERM:  // a firewall's no
+      // Linux passes on what is already wrong with the new connection: see accept(2).
+      case ENETDOWN:
+      case ENOPROTOOPT:
+      case EHOSTDOWN:
+      case ENONET:
+      case EHOSTUNREACH:
+      case ENETUNREACH:
+        return true;
+      default:
+        return false;
+    }
+  }
+  static bool is_shortage(int error) noexcept {
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+  }
+
+  unique_fd fd_;
+  bool tcp_;
+};
+
+}  // namespace coax::inline COAX_ABI

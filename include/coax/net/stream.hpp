@@ -1,0 +1,183 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/operations/recv.hpp>
+#include <coax/io/operations/send.hpp>
+#include <coax/io/reactor.hpp>
+#include <coax/net/endpoint.hpp>
+#include <coax/task/result.hpp>
+#include <coax/task/sleep.hpp>
+#include <coax/task/task.hpp>
+#include <coax/task/within.hpp>
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <span>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+namespace coax::inline COAX_ABI {
+
+/// A connection: a stream of bytes each way, over TCP or a Unix socket.
+///
+/// One task may read and one may write at a time; another gets std::errc::device_or_resource_busy at once. Reading
+/// and writing stay valid when the stream object is moved meanwhile.
+///
+/// Destroying it closes the connection at once; what a task still waits for on it fails with
+/// std::errc::operation_canceled. To be sure that the peer gets the last bytes, `co_await close()`.
+///
+/// Thread    the reactor's it was made on.
+class stream {
+ public:
+  /// Takes over `fd`, a connected stream socket.
+  ///
+  /// Errors    EBADF, ENOTSOCK as getsockopt(2); std::errc::invalid_argument for another type of socket. `fd`
+  ///           stays the caller's then.
+  static result<stream> adopt(int fd) {
+    int type = 0;
+    int domain = 0;
+    socklen_t size = sizeof(type);
+    if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0) return std::error_code(errno, std::system_category());
+    if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
+      return std::error_code(errno, std::system_category());
+    if (type != SOCK_STREAM) return std::errc::invalid_argument;
+    return stream(unique_fd(fd), domain != AF_UNIX);
+  }
+
+  stream(stream&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  stream& operator=(stream&& other) noexcept {
+    if (this != &other) {
+      close_now();
+      fd_ = std::exchange(other.fd_, -1);
+    }
+    return *this;
+  }
+  ~stream() { close_now(); }
+
+  /// Reads what has arrived, at least a byte, at most `into.size()`.
+  ///
+  /// Result    bytes stored; 0 only for an empty span.
+  /// Errors    coax::errc::end_of_stream when the peer has ended its side; else as recv(2).
+  /// Lifetime  borrows `into` until completion.
+  [[nodiscard]] operations::recv read(std::span<std::byte> into) noexcept {
+    return {fd_, into, operations::recv::until::some};
+  }
+
+  /// Reads until `into` is full.
+  ///
+  /// Cut off in the middle by a timeout or a cancellation, it makes every later read fail with
+  /// coax::errc::transfer_cut: what was read is lost, and the next byte would be taken for the beginning of a message.
+  ///
+  /// Result    `into.size()`.
+  /// Errors    coax::errc::end_of_stream when the stream ends before that; else as recv(2).
+  /// Lifetime  borrows `into` until completion.
+  [[nodiscard]] operations::recv read_exactly(std::span<std::byte> into) noexcept {
+    return {fd_, into, operations::recv::until::full};
+  }
+
+  /// Writes all of `from`: it returns when the kernel has taken over the last byte. A peer that does not read makes it
+  /// wait; put it under `within`.
+  ///
+  /// Cut off in the middle, it makes every later write fail with coax::errc::transfer_cut.
+  ///
+  /// Result    `from.size()`.
+  /// Errors    EPIPE or ECONNRESET when the peer is gone; else as send(2).
+  /// Lifetime  borrows `from` until completion.
+  [[nodiscard]] operations::send write(std::span<const std::byte> from) noexcept {
+    return {fd_, from, operations::send::until::all};
+  }
+  [[nodiscard]] operations::send write(std::string_view from) noexcept { return write(std::as_bytes(std::span(from))); }
+
+  /// Writes what the socket takes, at least a byte.
+  ///
+  /// Result    bytes taken over; 0 only for an empty span.
+  [[nodiscard]] operations::send write_some(std::span<const std::byte> from) noexcept {
+    return {fd_, from, operations::send::until::some};
+  }
+  [[nodiscard]] operations::send write_some(std::string_view from) noexcept {
+    return write_some(std::as_bytes(std::span(from)));
+  }
+
+  /// Ends this side: the peer reads what was written, then the end of the stream. Reading goes on.
+  ///
+  /// Errors    as shutdown(2).
+  result<void> shutdown_write() noexcept {
+    if (::shutdown(fd_, SHUT_WR) < 0) return std::error_code(errno, std::system_category());
+    return {};
+  }
+
+  /// Ends this side, reads and drops what the peer still sends until it ends its own, then closes.
+  ///
+  /// Closing with unread bytes makes the kernel reset the connection, and the peer may lose the last reply with it.
+  /// This waits for the peer up to `linger_limit` and `linger_bytes_max`. The object has no connection from the call
+  /// on; a task that is not awaited, or is cancelled, closes at once.
+  ///
+  /// Errors    std::errc::timed_out or std::errc::connection_aborted when a limit was reached; as shutdown(2).
+  task<result<void>> close() { return linger(stream(std::move(*this))); }
+
+  static constexpr std::chrono::seconds linger_limit{2};
+  static constexpr std::size_t linger_bytes_max = std::size_t{1} << 20;
+
+  /// Errors    as getsockname(2), getpeername(2).
+  result<endpoint> local_endpoint() const noexcept { return named(::getsockname); }
+  result<endpoint> remote_endpoint() const noexcept { return named(::getpeername); }
+
+  bool is_open() const noexcept { return fd_ >= 0; }
+
+  /// The descriptor, which stays the stream's; -1 when it has none.
+  int native_handle() const noexcept { return fd_; }
+
+ private:
+  friend class listener;
+  friend task<result<stream>> connect(endpoint to);
+
+  stream(unique_fd connected, bool tcp) : fd_(connected.get()) {
+    reactor::current().own(fd_, tcp);
+    connected.release();
+  }
+
+  void close_now() noexcept {
+    const int fd = std::exchange(fd_, -1);
+    if (fd < 0) return;
+    if (loop::running() != nullptr)
+      reactor::current().close(fd);
+    else
+      ::close(fd);
+  }
+
+  static task<result<void>> linger(stream closing) {
+    result<void> ended = closing.shutdown_write();
+    const clock::time_point deadline = now() + linger_limit;
+    std::array<std::byte, 4096> dropped;
+    for (std::size_t left = linger_bytes_max; ended && left > 0;) {
+      auto got = co_await within(deadline - now(), closing.read(dropped));
+      if (got) {
+        left -= std::min(left, *got);
+        if (left == 0) ended = std::errc::connection_aborted;
+      } else if (got.error() == errc::end_of_stream) {
+        break;
+      } else {
+        ended = got.error();
+      }
+    }
+    co_return ended;
+  }
+
+  result<endpoint> named(int (*ask)(int, sockaddr*, socklen_t*) noexcept) const noexcept {
+    sockaddr_storage storage{};
+    socklen_t size = sizeof(storage);
+    auto* address = reinterpret_cast<sockaddr*>(&storage);
+    if (ask(fd_, address, &size) < 0) return std::error_code(errno, std::system_category());
+    return endpoint::from_sockaddr(address, size);
+  }
+
+  int fd_;
+};
+
+}  // namespace coax::inline COAX_ABI

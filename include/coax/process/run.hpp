@@ -1,0 +1,101 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/choose.hpp>
+#include <coax/io/reactor.hpp>
+#include <coax/task/result.hpp>
+#include <coax/task/scope.hpp>
+#include <coax/task/task.hpp>
+
+#include <csignal>
+#include <coroutine>
+#include <functional>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+namespace coax::inline COAX_ABI {
+
+namespace detail {
+
+/// The task a reactor runs for: its end is the end of the run.
+template <class T>
+class main_root final : public root {
+ public:
+  explicit main_root(task<T> t) noexcept : frame_(std::move(t).release()) {
+    adopt(frame_);
+    start_later();
+  }
+  ~main_root() {
+    if (frame_) frame_.destroy();
+  }
+
+  bool has_ended() const noexcept { return ended_; }
+  T take() { return frame_.promise().take(); }
+
+ private:
+  void ended(outcome) noexcept override { ended_ = true; }  // nobody cancels it
+
+  std::coroutine_handle<typename task<T>::promise_type> frame_;
+  bool ended_ = false;
+};
+
+/// Runs the task that `make` gives on `r`, to its end.
+template <class Make>
+auto run_on(reactor& r, Make&& make) {
+  const reactor::session session(r);
+  main_root main(std::forward<Make>(make)());
+  while (!main.has_ended()) r.turn();
+  return main.take();
+}
+
+/// Writing to a pipe nobody reads is an error of the write, not the end of the process. Sockets are told so for each
+/// call; pipes can't be.
+inline void ignore_sigpipe() noexcept {
+  struct sigaction now {};
+  if (::sigaction(SIGPIPE, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) == 0 && now.sa_handler == SIG_DFL)
+    ::signal(SIGPIPE, SIG_IGN);
+}
+
+/// Keeps the thread's signal mask: `signals` blocks what it waits for.
+class signal_mask_kept {
+ public:
+  signal_mask_kept() noexcept { ::pthread_sigmask(SIG_SETMASK, nullptr, &before_); }
+  signal_mask_kept(const signal_mask_kept&) = delete;
+  signal_mask_kept& operator=(const signal_mask_kept&) = delete;
+  ~signal_mask_kept() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_{};
+};
+
+template <class F, class... A>
+using task_of = std::invoke_result_t<F, A...>;
+
+}  // namespace detail
+
+/// Runs `fn(args...)`, which gives a task, on a new reactor of this thread, and returns when it has ended.
+///
+/// Result    what the task gives.
+/// Errors    what the task throws. std::invalid_argument, std::system_error when the reactor cannot be made as `o` and
+///           COAX_BACKEND ask for; std::logic_error inside another `run`.
+/// Lifetime  `fn` and `args` are passed on as they are, and live as long as the call.
+/// Thread    any that runs no reactor. Ignores SIGPIPE from then on where it had the default action.
+template <class F, class... A>
+  requires(!std::is_same_v<std::remove_cvref_t<F>, options>)
+auto run(const options& o, F&& fn, A&&... args) {
+  static_assert(is_task_v<detail::task_of<F, A...>>, "run takes a function that gives a coax::task");
+  if (loop::running() != nullptr)
+    detail::throw_logic_error("coax: run was called inside run: co_await the task, or spawn it in a scope");
+  const std::unique_ptr<reactor> r = make_reactor(o);
+  const detail::signal_mask_kept mask;
+  detail::ignore_sigpipe();
+  return detail::run_on(*r, [&] { return std::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
+}
+template <class F, class... A>
+  requires(!std::is_same_v<std::remove_cvref_t<F>, options>)
+auto run(F&& fn, A&&... args) {
+  return run(options{}, std::forward<F>(fn), std::forward<A>(args)...);
+}
+
+}  // namespace coax::inline COAX_ABI

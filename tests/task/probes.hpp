@@ -1,0 +1,209 @@
+#pragma once
+
+/// What the tests of tasks share: a loop that checks what is left, values that count, a wait whose end the test decides.
+
+#include <coax/task/frames.hpp>
+#include <coax/task/root.hpp>
+#include <coax/task/task.hpp>
+
+#include "../catch.hpp"
+#include "manual_loop.hpp"
+
+#include <concepts>
+#include <cstddef>
+#include <functional>
+#include <utility>
+
+#include <pthread.h>
+
+/// Checks that all coroutine frames made during its life are gone at its end.
+class frame_census {
+ public:
+  frame_census() = default;
+  frame_census(const frame_census&) = delete;
+  frame_census& operator=(const frame_census&) = delete;
+  ~frame_census() { CHECK(coax::detail::frames::live() == before_); }
+
+ private:
+  std::ptrdiff_t before_ = coax::detail::frames::live();
+};
+
+/// The loop of one test, which leaves nothing behind: no frame, no timer, nothing that is ready.
+class test_loop {
+ public:
+  test_loop() = default;
+  test_loop(const test_loop&) = delete;
+  test_loop& operator=(const test_loop&) = delete;
+  ~test_loop() { CHECK(loop_.is_idle()); }
+
+  template <class T>
+  T run(coax::task<T> t) {
+    return loop_.run(std::move(t));
+  }
+  /// Runs the task that `body` gives, a coroutine lambda as a rule: the closure lives in the calling expression.
+  template <std::invocable F>
+  auto run(F&& body) {
+    return loop_.run(std::invoke(body));
+  }
+
+  manual_loop* operator->() noexcept { return &loop_; }
+  manual_loop& operator*() noexcept { return loop_; }
+
+  coax::clock::duration elapsed() const noexcept { return loop_.now() - begin_; }
+
+ private:
+  frame_census census_;
+  manual_loop loop_;
+  coax::clock::time_point begin_ = loop_.now();
+};
+
+/// A value that counts its instances, and sees one destroyed twice or never constructed.
+class counted {
+ public:
+  explicit counted(int v = 0) : value(v), self_(this) { ++alive_; }
+  counted(const counted& other) : value(other.value), self_(this) { ++alive_, ++copied; }
+  counted(counted&& other) noexcept : value(std::exchange(other.value, -1)), self_(this) { ++alive_; }
+  counted& operator=(const counted&) = default;
+  counted& operator=(counted&& other) noexcept {
+    value = std::exchange(other.value, -1);
+    return *this;
+  }
+  ~counted() {
+    if (self_ != this) ++broken;
+    self_ = nullptr;
+    --alive_;
+  }
+
+  int value;
+  static inline int copied = 0;
+  static inline int broken = 0;
+
+  /// Checks over one test that all were destroyed, and each once.
+  class census {
+   public:
+    census() { alive_ = copied = broken = 0; }
+    census(const census&) = delete;
+    census& operator=(const census&) = delete;
+    ~census() {
+      CHECK(alive_ == 0);
+      CHECK(broken == 0);
+    }
+    int alive() const { return alive_; }
+  };
+
+ private:
+  const counted* self_;
+  static inline int alive_ = 0;
+};
+
+/// A task as a root of its own that the test starts, cancels and watches from outside.
+template <class T = void>
+class watched final : public coax::root {
+ public:
+  watched(manual_loop& loop, coax::task<T> t) : loop_(loop), frame_(std::move(t).release()) {
+    loop_.inside([this] {
+      adopt(frame_);
+      start_later();
+    });
+  }
+  watched(const watched&) = delete;
+  watched& operator=(const watched&) = delete;
+  ~watched() {
+    if (frame_) frame_.destroy();
+  }
+
+  void cancel_from_outside() {
+    loop_.inside([this] { cancel(); });
+  }
+  void run_to_end() {
+    for (loop_.settle(); !has_ended(); loop_.settle()) loop_.pass_time();
+  }
+
+  bool has_ended() const noexcept { return times_ended_ != 0; }
+  bool finished() const noexcept { return has_ended() && frame_ != nullptr; }
+  bool unwound() const noexcept { return has_ended() && frame_ == nullptr; }
+  int times_ended() const noexcept { return times_ended_; }
+  std::source_location where() const { return frame_.promise().where(); }
+  T take() { return frame_.promise().take(); }
+
+ private:
+  void ended(outcome how) noexcept override {
+    ++times_ended_;
+    if (how == outcome::unwound) frame_ = nullptr;
+  }
+
+  manual_loop& loop_;
+  std::coroutine_handle<typename coax::task<T>::promise_type> frame_;
+  int times_ended_ = 0;
+};
+
+class scripted_wait;
+
+/// What happens to a scripted wait, and what did: the test in the place of the kernel.
+struct script {
+  bool ready = false;             // there is nothing to wait for
+  bool completes_at_once = false; // the wait ends where it begins
+  bool stops_at_once = true;      // else `acknowledge_stop` says when
+  scripted_wait* waiting = nullptr;
+  int begun = 0;
+  int stops = 0;
+
+  /// Ends the wait with a value, unless it has ended.
+  void complete(int value);
+  /// Ends the wait without one, if it was asked to stop and has not ended.
+  void acknowledge_stop();
+};
+
+/// A wait whose end the test decides. Gives an int.
+class scripted_wait final : public coax::waiter {
+ public:
+  explicit scripted_wait(script& s) noexcept : script_(s) {}
+
+  bool await_ready() const noexcept { return script_.ready; }
+  int await_resume() const noexcept { return value_; }
+
+ private:
+  friend struct script;
+  bool start() noexcept override {
+    ++script_.begun;
+    if (script_.completes_at_once) return true;
+    script_.waiting = this;
+    return false;
+  }
+  void stop() noexcept override {
+    ++script_.stops;
+    if (script_.stops_at_once) end_stopped();
+  }
+  void end_stopped() noexcept {
+    script_.waiting = nullptr;
+    stopped();
+  }
+
+  script& script_;
+  int value_ = 0;
+};
+
+inline void script::complete(int value) {
+  if (waiting == nullptr) return;
+  waiting->value_ = value;
+  std::exchange(waiting, nullptr)->complete();
+}
+inline void script::acknowledge_stop() {
+  if (waiting != nullptr && stops > 0) waiting->end_stopped();
+}
+
+/// Calls `action` on a thread whose stack of 1 MiB does not hold one C++ frame for each of 100,000 coroutines.
+template <class Action>
+void on_small_stack(Action action) {
+  pthread_attr_t small{};
+  pthread_t thread{};
+  REQUIRE(::pthread_attr_init(&small) == 0);
+  REQUIRE(::pthread_attr_setstacksize(&small, std::size_t{1} << 20) == 0);
+  const auto call = [](void* it) -> void* {
+    (*static_cast<Action*>(it))();
+    return nullptr;
+  };
+  REQUIRE(::pthread_create(&thread, &small, call, &action) == 0);
+  ::pthread_join(thread, nullptr);
+  ::pthread_attr_destroy(&small);
+}
