@@ -20,6 +20,7 @@ struct descriptor {
 
   int fd = -1;
   std::uint32_t generation = 0;  // tells the events of a closed descriptor from its successor's
+  std::uint32_t life = 0;        // counts what the number has stood for, as far as coax knows
   operation* reader = nullptr;   // who waits for it to become readable: one at a time
   operation* writer = nullptr;
   unsigned ready = unknown;  // epoll: what it may be ready for
@@ -32,13 +33,13 @@ struct descriptor {
 
   bool idle() const noexcept { return reader == nullptr && writer == nullptr; }
 
-  /// Forgets all but the generation, which moves on.
+  /// Begins another life: forgets everything else.
   void renew(bool now_owned, bool is_tcp) noexcept {
-    const int number = fd;
-    const std::uint32_t next = generation + 1;
+    const descriptor before = *this;
     *this = descriptor{};
-    fd = number;
-    generation = next;
+    fd = before.fd;
+    generation = before.generation + 1;
+    life = before.life + 1;
     owned = now_owned;
     tcp = is_tcp;
   }

@@ -138,6 +138,12 @@ class reactor : public loop {
     cancel(op);
   }
 
+  /// Changes when `fd` is closed, so that who comes back to a number can see whether it still is the same.
+  std::uint32_t life_of(int fd) {
+    const descriptor* d = descriptors_.find(fd);
+    return d == nullptr ? 0 : d->life;
+  }
+
   // --- for streams ---
 
   /// Takes over the descriptor of a new stream.

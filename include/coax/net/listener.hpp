@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstdint>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -127,6 +128,7 @@ class listener {
     constexpr int passed_over_max = 16;
     clock::duration pause = pause_first;
     int passed_over = 0;
+    const std::uint32_t life = reactor::current().life_of(fd);
     while (true) {
       auto accepted = co_await operations::accept(fd, watching::shared);
       if (accepted) co_return stream(std::move(*accepted), tcp);
@@ -137,6 +139,7 @@ class listener {
       if (of_one_connection && ++passed_over < passed_over_max) continue;
       co_await sleep_for(pause);
       pause = std::min(pause * 2, pause_max);
+      if (reactor::current().life_of(fd) != life) co_return std::errc::operation_canceled;  // closed meanwhile
     }
   }
 

@@ -28,10 +28,6 @@ decltype(auto) awaiter_of(A&& a) {
 template <class A>
 using await_result_t = std::remove_cvref_t<decltype(detail::awaiter_of(std::declval<A>()).await_resume())>;
 
-/// Something that is itself a single wait, so that stopping it needs no root of its own.
-template <class A>
-concept single_wait = std::derived_from<std::remove_cvref_t<A>, waiter>;
-
 template <class A>
 inline constexpr bool is_task_v = false;
 template <class T>

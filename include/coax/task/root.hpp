@@ -80,7 +80,7 @@ concept task_promise = std::is_base_of_v<promise_base, P>;
 class waiter : public ready_node {
  public:
   waiter() = default;
-  waiter(const waiter& other) noexcept : ready_node(other) {
+  waiter(const waiter& other) noexcept : ready_node(other), starts_always_(other.starts_always_) {
     if (other.state_ != state::idle) detail::fatal("something that is being awaited was copied or moved");
   }
   waiter& operator=(const waiter&) = delete;
@@ -105,6 +105,9 @@ class waiter : public ready_node {
   bool is_waiting() const noexcept { return state_ == state::waiting; }
 
  protected:
+  /// A wait that starts even while its root is being cancelled: its own roots inherit that, and end by themselves.
+  enum class starting { unless_cancelled, always };
+  explicit waiter(starting when) noexcept : starts_always_(when == starting::always) {}
   ~waiter() = default;
 
   /// Begins; true when the result is there already.
@@ -126,6 +129,7 @@ class waiter : public ready_node {
   std::coroutine_handle<> coroutine_;
   coax::root* root_ = nullptr;
   state state_ = state::idle;
+  bool starts_always_ = false;
 };
 
 /// A chain of tasks, from the one that was spawned (or is a branch of a race) to the one that waits.
@@ -220,7 +224,7 @@ inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promis
   coroutine_ = coroutine;
   if (promise != nullptr) {
     root_ = promise->root();
-    if (root_->stopping()) {
+    if (root_->stopping() && !starts_always_) {
       state_ = state::stopped;
       root_->unwind_later();
       return true;

@@ -212,6 +212,7 @@ inline void scope_child::ended(outcome how) noexcept {
 
 inline void scope_end::begin() noexcept {
   scope_.end_ = this;
+  scope_.closed_ = outer_stopping();
   body_.begin(*this);
 }
 

@@ -6,6 +6,7 @@
 #include <coax/task/result.hpp>
 #include <coax/task/timers.hpp>
 
+#include <concepts>
 #include <coroutine>
 #include <system_error>
 #include <type_traits>
@@ -14,6 +15,10 @@
 namespace coax::inline COAX_ABI {
 
 namespace detail {
+
+/// Itself one wait, so that stopping it needs no root of its own.
+template <class A>
+concept single_wait = std::derived_from<A, waiter> && !std::derived_from<A, composite>;
 
 template <class T>
 using flattened = std::conditional_t<is_result_v<T>, T, result<T>>;
@@ -124,7 +129,7 @@ class within_task final : public detail::composite {
 template <class A>
 [[nodiscard]] auto within(timeout limit, A&& awaitable) {
   static_assert(!std::is_lvalue_reference_v<A>, "move the awaitable into within, or call what makes it there");
-  if constexpr (single_wait<A>)
+  if constexpr (detail::single_wait<A>)
     return within_wait<A>(limit, std::forward<A>(awaitable));
   else
     return within_task<await_result_t<A>>(limit, detail::as_regular_task(std::forward<A>(awaitable)));
