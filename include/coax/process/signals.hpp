@@ -10,13 +10,18 @@
 #include <coax/task/task.hpp>
 
 #include <poll.h>
-#include <sys/signalfd.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
 #include <cerrno>
 #include <concepts>
 #include <csignal>
+#include <cstddef>
+#include <cstdint>
 #include <mutex>
 #include <string>
 #include <system_error>
@@ -28,46 +33,52 @@ namespace detail {
 
 class signal_awaiter;
 
-/// Who waits for signals, in all threads of the process, and the one signalfd(2) they come through.
+/// Signals as bits: signal n is bit n - 1.
+using signal_bits = std::uint64_t;
+inline constexpr int signal_max = 64;
+constexpr signal_bits signal_bit(int number) noexcept { return signal_bits{1} << (number - 1); }
+
+/// Who waits for signals, in all threads of the process, and the handler that catches them.
 ///
-/// Two such descriptors would share the signals out between them. With one, whoever reads a signal tells everybody who
-/// waits for it. Its mask is what is waited for just now: other signals stay pending in the kernel.
+/// The handler notes the signal and wakes the reactors that wait for any; the first to look tells everybody who waits for
+/// that signal, each in its own thread. What nobody waits for stays noted for the next who does. A signalfd(2) would
+/// need every thread of the process to block the signals before the first one comes, and one that does not loses them
+/// to the default action; a handler works whichever thread the kernel picks.
 ///
 /// Thread    any.
 class signal_hub {
  public:
+  /// Errors    std::system_error as eventfd(2), the first time.
   static signal_hub& instance() {
     static signal_hub hub;
     return hub;
   }
 
-  /// Sees to it that `r`, the reactor of this thread, reads the signals.
+  /// Catches `wanted` from now on, and sees to it that `r`, the reactor of this thread, learns of them.
   ///
-  /// Errors    std::system_error as signalfd(2); std::bad_alloc.
-  void watch_from(reactor& r) {
+  /// Errors    std::system_error as eventfd(2), after a fork; std::bad_alloc.
+  void watch_from(reactor& r, signal_bits wanted) {
     const std::lock_guard lock(mutex_);
-    if (owner_ != ::getpid()) {  // after a fork the old descriptor is still the parent's
-      fd_.reset();
-      watching_.clear();
-      owner_ = ::getpid();
+    if (owner_ != ::getpid()) begin_in_this_process();
+    if (std::find(watching_.begin(), watching_.end(), &r) == watching_.end()) {
+      watching_.reserve(watching_.size() + 1);
+      r.serve(watch(*this, r));
+      watching_.push_back(&r);
     }
-    if (!fd_) {
-      sigset_t none;
-      sigemptyset(&none);
-      fd_.reset(::signalfd(-1, &none, SFD_CLOEXEC | SFD_NONBLOCK));
-      if (!fd_) throw_system_error({errno, std::system_category()}, "coax: signalfd");
-    }
-    if (std::find(watching_.begin(), watching_.end(), &r) != watching_.end()) return;
-    watching_.push_back(&r);
-    r.serve(watch(*this, r));
+    catch_signals(wanted);
   }
 
-  void add(signal_awaiter& waiting) noexcept;
-  /// False when a signal is on its way to `waiting` already.
+  /// True when one of the signals `waiting` wants is there already.
+  bool add(signal_awaiter& waiting) noexcept;
+  /// False when a signal is on its way to `waiting`.
   bool remove(signal_awaiter& waiting) noexcept;
 
+  /// In a child of `prefork` the parent counts: of all SIGINT and SIGTERM together only the first is told. The
+  /// terminal or the service manager sends one to the child too, and the parent passes its own on.
+  void tell_stop_once() noexcept { stops_left_ = 1; }
+
  private:
-  /// The watch of one reactor ends with its run.
+  /// The watch of one reactor ends with its run; with the last one the signals have their former effect again.
   class watch_ends {
    public:
     watch_ends(signal_hub& hub, reactor& r) noexcept : hub_(hub), reactor_(r) {}
@@ -76,6 +87,7 @@ class signal_hub {
     ~watch_ends() {
       const std::lock_guard lock(hub_.mutex_);
       std::erase(hub_.watching_, &reactor_);
+      if (hub_.watching_.empty()) hub_.release_signals();
     }
 
    private:
@@ -86,26 +98,76 @@ class signal_hub {
   static task<> watch(signal_hub& hub, reactor& r) {
     const watch_ends guard(hub, r);
     while (true) {
-      auto readable = co_await operations::poll(hub.fd_.get(), POLLIN);
+      auto readable = co_await operations::poll(wake_fd_, POLLIN);
       if (!readable) fatal("a reactor cannot wait for signals");
       hub.deliver();
     }
   }
 
+  static void caught(int number) noexcept {
+    const int error = errno;
+    pending_.fetch_or(signal_bit(number));
+    const std::uint64_t one = 1;
+    static_cast<void>(!::write(wake_fd_, &one, sizeof(one)));
+    errno = error;
+  }
+
+  signal_hub() { begin_in_this_process(); }
+
+  /// The descriptor stays open as long as the process: a handler may be about to write to it at any moment. After a fork
+  /// it, and what is noted, are the parent's.
+  void begin_in_this_process() {
+    const int fresh = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fresh < 0) throw_system_error({errno, std::system_category()}, "coax: eventfd");
+    const int inherited = wake_fd_.exchange(fresh);
+    if (inherited >= 0) ::close(inherited);
+    pending_ = 0;
+    watching_.clear();
+    first_ = nullptr;
+    owner_ = ::getpid();
+  }
+
+  void catch_signals(signal_bits wanted) noexcept {
+    for (int number = 1; number <= signal_max; ++number) {
+      if ((wanted & ~caught_ & signal_bit(number)) == 0) continue;
+      struct sigaction action {};
+      action.sa_handler = caught;
+      action.sa_flags = SA_RESTART;
+      ::sigaction(number, &action, &before_[static_cast<std::size_t>(number)]);
+    }
+    caught_ |= wanted;
+  }
+
+  void release_signals() noexcept {
+    for (int number = 1; number <= signal_max; ++number)
+      if ((caught_ & signal_bit(number)) != 0)
+        ::sigaction(number, &before_[static_cast<std::size_t>(number)], nullptr);
+    caught_ = 0;
+    const signal_bits left = pending_.exchange(0);
+    for (int number = 1; number <= signal_max; ++number)
+      if ((left & signal_bit(number)) != 0) ::kill(::getpid(), number);  // nobody took it: as if it came now
+  }
+
   void deliver() noexcept;
-  void set_mask() noexcept;
+  /// The first of `wanted` that is noted, no longer noted then; 0 for none.
+  int take(signal_bits wanted) noexcept;
+
+  static inline std::atomic<signal_bits> pending_{0};
+  static inline std::atomic<int> wake_fd_{-1};
 
   std::mutex mutex_;
-  pid_t owner_ = -1;
-  unique_fd fd_;
+  pid_t owner_ = 0;
+  signal_bits caught_ = 0;
+  int stops_left_ = -1;  // negative: no limit
+  std::array<struct sigaction, signal_max + 1> before_{};
   signal_awaiter* first_ = nullptr;
   std::vector<const reactor*> watching_;
 };
 
-/// One wait for signals. Told from whichever thread reads the signal, by a post to its own.
+/// One wait for signals. Told from whichever thread notices the signal, by a post to its own.
 class signal_awaiter final : public waiter {
  public:
-  explicit signal_awaiter(const sigset_t& wanted) noexcept : wanted_(wanted) {}
+  explicit signal_awaiter(signal_bits wanted) noexcept : wanted_(wanted) {}
   signal_awaiter(const signal_awaiter&) = delete;
   signal_awaiter& operator=(const signal_awaiter&) = delete;
   ~signal_awaiter() = default;
@@ -126,14 +188,13 @@ class signal_awaiter final : public waiter {
 
   bool start() noexcept override {
     at_ = &reactor::current();
-    signal_hub::instance().add(*this);
-    return false;
+    return signal_hub::instance().add(*this);
   }
   void stop() noexcept override {
     if (signal_hub::instance().remove(*this)) stopped();
   }
 
-  sigset_t wanted_;
+  signal_bits wanted_;
   int signal_ = 0;
   bool listed_ = false;
   reactor* at_ = nullptr;
@@ -141,12 +202,25 @@ class signal_awaiter final : public waiter {
   arrival arrival_{*this};
 };
 
-inline void signal_hub::add(signal_awaiter& waiting) noexcept {
+inline int signal_hub::take(signal_bits wanted) noexcept {
+  constexpr signal_bits stops = signal_bit(SIGINT) | signal_bit(SIGTERM);
+  if (stops_left_ == 0) pending_.fetch_and(~stops);
+  const signal_bits found = pending_ & wanted;
+  if (found == 0) return 0;
+  const int number = std::countr_zero(found) + 1;
+  pending_.fetch_and(~signal_bit(number));
+  if (stops_left_ > 0 && (signal_bit(number) & stops) != 0) --stops_left_;
+  return number;
+}
+
+inline bool signal_hub::add(signal_awaiter& waiting) noexcept {
   const std::lock_guard lock(mutex_);
+  waiting.signal_ = take(waiting.wanted_);
+  if (waiting.signal_ != 0) return true;
   waiting.next_ = first_;
   waiting.listed_ = true;
   first_ = &waiting;
-  set_mask();
+  return false;
 }
 
 inline bool signal_hub::remove(signal_awaiter& waiting) noexcept {
@@ -156,18 +230,21 @@ inline bool signal_hub::remove(signal_awaiter& waiting) noexcept {
   while (*at != &waiting) at = &(*at)->next_;
   *at = waiting.next_;
   waiting.listed_ = false;
-  set_mask();
   return true;
 }
 
 inline void signal_hub::deliver() noexcept {
   const std::lock_guard lock(mutex_);
-  signalfd_siginfo info{};
-  while (::read(fd_.get(), &info, sizeof(info)) == static_cast<ssize_t>(sizeof(info))) {
-    const int number = static_cast<int>(info.ssi_signo);
+  std::uint64_t count = 0;
+  static_cast<void>(!::read(wake_fd_, &count, sizeof(count)));  // before looking: what comes later wakes us again
+  while (true) {
+    signal_bits wanted = 0;
+    for (const signal_awaiter* at = first_; at != nullptr; at = at->next_) wanted |= at->wanted_;
+    const int number = take(wanted);
+    if (number == 0) return;
     for (signal_awaiter** at = &first_; *at != nullptr;) {
       signal_awaiter& told = **at;
-      if (sigismember(&told.wanted_, number) != 1) {
+      if ((told.wanted_ & signal_bit(number)) == 0) {
         at = &told.next_;
         continue;
       }
@@ -176,21 +253,10 @@ inline void signal_hub::deliver() noexcept {
       told.signal_ = number;
       told.at_->post(told.arrival_);
     }
-    set_mask();  // after each: a second signal that nobody waits for any more stays pending
   }
 }
 
-inline void signal_hub::set_mask() noexcept {
-  sigset_t all;
-  sigemptyset(&all);
-  for (const signal_awaiter* at = first_; at != nullptr; at = at->next_)
-    for (int number = 1; number < _NSIG; ++number)
-      if (sigismember(&at->wanted_, number) == 1) sigaddset(&all, number);
-  ::signalfd(fd_.get(), &all, 0);
-}
-
-inline task<int> wait_for_signal(sigset_t wanted) {
-  signal_hub::instance().watch_from(reactor::current());
+inline task<int> wait_for_signal(signal_bits wanted) {
   const int number = co_await signal_awaiter(wanted);
   co_return number;
 }
@@ -199,42 +265,50 @@ inline task<int> wait_for_signal(sigset_t wanted) {
 
 /// Which signals to wait for: `{SIGINT, SIGTERM}`.
 ///
-/// Errors    std::invalid_argument for a number that is no signal, or that cannot be waited for (SIGKILL, SIGSTOP) or
-///           must not be (SIGSEGV and the other faults).
+/// Errors    std::invalid_argument for a number that is no signal, or that cannot be caught (SIGKILL, SIGSTOP) or must not
+///           be (SIGSEGV and the other faults).
 class signal_set {
  public:
   // No std::initializer_list: g++ 12 does not compile one that stands inside a co_await expression.
   template <std::same_as<int>... Number>
     requires(sizeof...(Number) > 0)
   signal_set(Number... numbers) {
-    sigemptyset(&set_);
     (add(numbers), ...);
   }
 
-  const sigset_t& get() const noexcept { return set_; }
+  detail::signal_bits bits() const noexcept { return bits_; }
 
  private:
   void add(int number) {
     const bool fault = number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL;
-    if (number == SIGKILL || number == SIGSTOP || fault || sigaddset(&set_, number) != 0)
+    sigset_t probe;
+    sigemptyset(&probe);
+    // The C library keeps some numbers for itself; sigaddset knows.
+    if (number == SIGKILL || number == SIGSTOP || fault || sigaddset(&probe, number) != 0)
       detail::throw_invalid_argument("coax: signals cannot wait for signal " + std::to_string(number));
+    bits_ |= detail::signal_bit(number);
   }
 
-  sigset_t set_;
+  detail::signal_bits bits_ = 0;
 };
 
 /// Waits for one of `wanted`.
 ///
-/// Everybody who waits for a signal when it comes is told, in every thread. From this call on the signals are blocked in
-/// this thread, so that one that comes while nobody waits is kept for the next who does; `run` restores the mask. Other
-/// threads must block them too: block them before threads are started. A child process that is to be replaced by exec
-/// inherits the mask.
+/// Everybody who waits for a signal when it comes is told, in every thread. From this call on until the run ends the
+/// signals no longer have their usual effect: one that comes while nobody waits is kept for the next who does, and one
+/// that nobody took has its usual effect at the end of the run. They are unblocked in this thread.
 ///
 /// Result    the signal's number.
-/// Errors    std::system_error as signalfd(2).
+/// Errors    std::system_error as eventfd(2), from this call.
+/// Thread    a reactor's.
 inline task<int> signals(signal_set wanted) {
-  ::pthread_sigmask(SIG_BLOCK, &wanted.get(), nullptr);
-  return detail::wait_for_signal(wanted.get());
+  detail::signal_hub::instance().watch_from(reactor::current(), wanted.bits());
+  sigset_t set;
+  sigemptyset(&set);
+  for (int number = 1; number <= detail::signal_max; ++number)
+    if ((wanted.bits() & detail::signal_bit(number)) != 0) sigaddset(&set, number);
+  ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  return detail::wait_for_signal(wanted.bits());
 }
 
 }  // namespace coax::inline COAX_ABI
