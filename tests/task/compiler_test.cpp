@@ -182,6 +182,54 @@ TEST_CASE("a coroutine lambda that tests what it awaits runs on every compiler",
   CHECK(out == 1);
 }
 
+// --- g++ 12 copies an awaiter that it is given by reference ---
+
+namespace {
+
+/// Counts its copies, each of which would wait in place of the one that the test knows.
+class copies_counted {
+ public:
+  explicit copies_counted(int& copies) : copies_(copies) {}
+  copies_counted(const copies_counted& other) : copies_(other.copies_) { ++copies_; }
+  copies_counted& operator=(const copies_counted&) = delete;
+  ~copies_counted() = default;
+
+  bool await_ready() const noexcept { return true; }
+  void await_suspend(std::coroutine_handle<>) const noexcept {}
+  const copies_counted* await_resume() const noexcept { return this; }
+
+ private:
+  int& copies_;
+};
+
+class cannot_be_moved : public copies_counted {
+ public:
+  explicit cannot_be_moved(int& copies) : copies_counted(copies) {}
+  cannot_be_moved(cannot_be_moved&&) = delete;
+};
+
+}  // namespace
+
+TEST_CASE("what is awaited is not copied, and need not be movable", "[compiler]") {
+  test_loop loop;
+  int copies = 0;
+  loop.run([&]() -> task<> {
+    copies_counted named(copies);
+    const copies_counted* const awaited = co_await named;
+    CHECK(awaited == &named);
+    const copies_counted* const moved = co_await std::move(named);
+    CHECK(moved == &named);
+    co_await copies_counted(copies);
+    cannot_be_moved stays(copies);
+    const copies_counted* const unmovable = co_await stays;
+    CHECK(unmovable == &stays);
+    co_await cannot_be_moved(copies);
+    auto sleep = coax::sleep_for(1s);
+    co_await sleep;
+  });
+  CHECK(copies == 0);
+}
+
 // --- values written inside an await expression: g++ 12 destroys some of them twice ---
 
 // A closure would be, unless it is trivially destructible; so would an aggregate. These are neither, or trivial.
@@ -215,14 +263,15 @@ TEST_CASE("values, tasks and results written inside an await are destroyed once"
   const counted::census counts;
   test_loop loop;
   loop.run([]() -> task<> {
-    CHECK(co_await take(counted(1)) == 1);
-    CHECK(co_await borrow(counted(2)) == 2);
-    CHECK(co_await borrow(counted(3), true) == 3);
-    CHECK(co_await take_task(give(4)) == 4);
-    CHECK(co_await take_result(counted(5)) == 5);
-    CHECK(co_await take_optional(counted(6)) == 6);
-    const int sum = co_await take(counted(3)) + co_await borrow(co_await give(4), true);
-    CHECK(sum == 7);
+    int sum = co_await take(counted(1));
+    sum += co_await borrow(counted(2));
+    sum += co_await borrow(counted(3), true);
+    sum += co_await take_task(give(4));
+    sum += co_await take_result(counted(5));
+    sum += co_await take_optional(counted(6));
+    CHECK(sum == 21);
+    const int nested = co_await take(counted(3)) + co_await borrow(co_await give(4), true);
+    CHECK(nested == 7);
   });
   CHECK(counts.alive() == 0);
 }

@@ -1,6 +1,8 @@
 #pragma once
 
 /// What the tests of tasks share: a loop that checks what is left, values that count, a wait whose end the test decides.
+///
+/// Never write co_await inside CHECK or REQUIRE: these macros evaluate such an expression more than once.
 
 #include <coax/task/frames.hpp>
 #include <coax/task/root.hpp>

@@ -97,7 +97,7 @@ inline std::unique_ptr<reactor> make_reactor(const options& o = {}) {
     if (wish.wanted == backend::io_uring)
       detail::throw_system_error(std::make_error_code(std::errc::function_not_supported),
                                  std::string("coax: ") + wish.by +
-                                 " asks for io_uring, but this program was built with COAX_WITHOUT_URING";
+                                 " asks for io_uring, but this program was built with COAX_WITHOUT_URING");
 #else
     std::error_code failed = detail::try_ring();
     if (!failed) {

@@ -67,10 +67,7 @@ class operation : public waiter {
  protected:
   operation(int fd, short waits_for, watching how) noexcept : fd_(fd), waits_for_(waits_for), watching_(how) {}
   operation(const operation&) = default;
-  ~operation() {
-    if (is_waiting())
-      detail::fatal("a coroutine was destroyed while its operation was in the kernel: cancel it, and let it unwind");
-  }
+  ~operation() = default;
 
   /// -errno or one of coax::errc, negated and beyond errno, as an error code.
   static std::error_code error_of(int answer) noexcept {

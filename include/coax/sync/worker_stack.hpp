@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <deque>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 namespace coax::inline COAX_ABI {
@@ -24,6 +25,7 @@ namespace coax::inline COAX_ABI {
 /// Thread    the reactor's.
 template <class T>
 class worker_stack {
+  static_assert(std::is_nothrow_move_constructible_v<T>, "what is handed over must move without throwing");
   class reserve_awaiter;
   class park_awaiter;
 
@@ -92,14 +94,14 @@ class worker_stack {
  private:
   class [[nodiscard]] park_awaiter final : public waiter {
    public:
-    explicit park_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
+    explicit park_awaiter(worker_stack& stack) noexcept : waiter(tried::always), stack_(stack) {}
 
-    bool await_ready() noexcept { return stack_.take_waiting(item_) || stack_.nothing_will_come(); }
     std::optional<T> await_resume() { return std::move(item_); }
 
    private:
     friend class worker_stack;
     bool start() noexcept override {
+      if (stack_.take_waiting(item_) || stack_.nothing_will_come()) return true;
       stack_.push(*this);
       return false;
     }
@@ -116,21 +118,13 @@ class worker_stack {
 
   class [[nodiscard]] reserve_awaiter final : public waiter {
    public:
-    explicit reserve_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
-    reserve_awaiter(reserve_awaiter&& other) noexcept
-        : waiter(other), stack_(other.stack_), granted_(std::exchange(other.granted_, false)) {}
+    explicit reserve_awaiter(worker_stack& stack) noexcept : waiter(tried::always), stack_(stack) {}
+    reserve_awaiter(const reserve_awaiter&) = default;
     reserve_awaiter& operator=(const reserve_awaiter&) = delete;
     ~reserve_awaiter() {
       if (granted_) stack_.return_permit();  // granted, and nobody came to take it
     }
 
-    bool await_ready() noexcept {
-      if (stack_.closed_) return true;
-      if (stack_.first_reserver_ != nullptr || stack_.idle_ <= stack_.permits_) return false;
-      ++stack_.permits_;
-      granted_ = true;
-      return true;
-    }
     std::optional<reservation> await_resume() noexcept {
       if (!std::exchange(granted_, false)) return std::nullopt;
       return reservation(stack_);
@@ -139,6 +133,12 @@ class worker_stack {
    private:
     friend class worker_stack;
     bool start() noexcept override {
+      if (stack_.closed_) return true;
+      if (stack_.first_reserver_ == nullptr && stack_.idle_ > stack_.permits_) {
+        ++stack_.permits_;
+        granted_ = true;
+        return true;
+      }
       previous_ = stack_.last_reserver_;
       (previous_ == nullptr ? stack_.first_reserver_ : previous_->next_) = this;
       stack_.last_reserver_ = this;

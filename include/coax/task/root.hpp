@@ -80,7 +80,7 @@ concept task_promise = std::is_base_of_v<promise_base, P>;
 class waiter : public ready_node {
  public:
   waiter() = default;
-  waiter(const waiter& other) noexcept : ready_node(other), starts_always_(other.starts_always_) {
+  waiter(const waiter& other) noexcept : ready_node(other), tried_always_(other.tried_always_) {
     if (other.state_ != state::idle) detail::fatal("something that is being awaited was copied or moved");
   }
   waiter& operator=(const waiter&) = delete;
@@ -105,10 +105,14 @@ class waiter : public ready_node {
   bool is_waiting() const noexcept { return state_ == state::waiting; }
 
  protected:
-  /// A wait that starts even while its root is being cancelled: its own roots inherit that, and end by themselves.
-  enum class starting { unless_cancelled, always };
-  explicit waiter(starting when) noexcept : starts_always_(when == starting::always) {}
-  ~waiter() = default;
+  /// A wait that is tried even while its root is being cancelled, and unwinds only if it would have to wait: what is
+  /// ready at once still completes.
+  enum class tried { unless_cancelled, always };
+  explicit waiter(tried when) noexcept : tried_always_(when == tried::always) {}
+  ~waiter() {
+    if (state_ == state::waiting || queued_)
+      detail::fatal("a coroutine was destroyed while it waited: cancel it, and let it unwind");
+  }
 
   /// Begins; true when the result is there already.
   virtual bool start() noexcept = 0;
@@ -124,12 +128,20 @@ class waiter : public ready_node {
 
   bool wait(std::coroutine_handle<> coroutine, promise_base* promise) noexcept;
   void end(state how) noexcept;
-  void run() noexcept final { coroutine_.resume(); }
+  void resume_later() noexcept {
+    queued_ = true;
+    loop::current().make_ready(*this);
+  }
+  void run() noexcept final {
+    queued_ = false;
+    coroutine_.resume();
+  }
 
   std::coroutine_handle<> coroutine_;
   coax::root* root_ = nullptr;
   state state_ = state::idle;
-  bool starts_always_ = false;
+  bool tried_always_ = false;
+  bool queued_ = false;
 };
 
 /// A chain of tasks, from the one that was spawned (or is a branch of a race) to the one that waits.
@@ -221,10 +233,13 @@ class root : public ready_node {
 };
 
 inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promise) noexcept {
+  if (state_ != state::idle) detail::fatal("something was awaited twice: call what makes it once for each await");
   coroutine_ = coroutine;
+  bool stopping = false;
   if (promise != nullptr) {
     root_ = promise->root();
-    if (root_->stopping() && !starts_always_) {
+    stopping = root_->stopping();
+    if (stopping && !tried_always_) {
       state_ = state::stopped;
       root_->unwind_later();
       return true;
@@ -232,12 +247,14 @@ inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promis
     root_->waiter_ = this;
   }
   state_ = state::waiting;
-  if (!start()) return true;
+  if (!start()) {
+    if (stopping) request_stop();
+    return true;
+  }
   if (root_ != nullptr) root_->waiter_ = nullptr;
   state_ = state::completed;
-  loop& here = loop::current();
-  if (here.spend_inline_completion()) return false;
-  here.make_ready(*this);
+  if (loop::current().spend_inline_completion()) return false;
+  resume_later();
   return true;
 }
 
@@ -250,7 +267,7 @@ inline void waiter::end(state how) noexcept {
     }
   }
   state_ = how;
-  loop::current().make_ready(*this);
+  resume_later();
 }
 
 inline void promise_base::finished() noexcept {

@@ -1,0 +1,175 @@
+#include <coax/task/race.hpp>
+#include <coax/task/scope.hpp>
+#include <coax/task/sleep.hpp>
+#include <coax/task/task.hpp>
+
+#include "probes.hpp"
+
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+
+using namespace std::chrono_literals;
+using coax::scope;
+using coax::task;
+
+namespace {
+
+task<> writes_and_yields(std::string& log, char name, int times) {
+  for (int i = 0; i < times; ++i) {
+    log += name;
+    co_await coax::yield();
+  }
+}
+
+task<> completes_at_once(script& s, const bool& over) {
+  while (!over) co_await scripted_wait(s);
+}
+
+}  // namespace
+
+TEST_CASE("tasks that yield take turns", "[fairness]") {
+  test_loop loop;
+  std::string log;
+  loop.run([&]() -> task<> {
+    co_await coax::with_scope([&](scope& s) -> task<> {
+      for (const char name : {'a', 'b', 'c'}) s.spawn(writes_and_yields, std::ref(log), name, 4);
+      co_return;
+    });
+  });
+  CHECK(log == "abcabcabcabc");
+}
+
+TEST_CASE("branches of a race that yield take turns", "[fairness]") {
+  test_loop loop;
+  std::string log;
+  loop.run([&]() -> task<> {
+    co_await coax::race(writes_and_yields(log, 'a', 3), writes_and_yields(log, 'b', 9));
+  });
+  CHECK(log.substr(0, 6) == "ababab");
+}
+
+TEST_CASE("a task that always yields keeps nobody out", "[fairness]") {
+  test_loop loop;
+  bool over = false;
+  int rounds = 0;
+  loop.run([&]() -> task<> {
+    co_await coax::with_scope([&](scope& s) -> task<> {
+      s.spawn([](const bool& stop, int& n) -> task<> {
+        while (!stop) {
+          ++n;
+          co_await coax::yield();
+        }
+      }, std::cref(over), std::ref(rounds));
+      for (int i = 0; i < 100; ++i) co_await coax::yield();
+      over = true;
+    });
+  });
+  CHECK(rounds >= 99);
+  CHECK(rounds <= 101);
+}
+
+TEST_CASE("a task whose waits always complete at once keeps nobody out", "[fairness]") {
+  test_loop loop;
+  script s;
+  s.completes_at_once = true;
+  bool over = false;
+  loop.run([&]() -> task<> {
+    co_await coax::with_scope([&](scope& own) -> task<> {
+      own.spawn(completes_at_once, std::ref(s), std::cref(over));
+      for (int i = 0; i < 100; ++i) co_await coax::yield();
+      over = true;
+    });
+  });
+  CHECK(s.begun >= 100);
+  CHECK(s.begun <= 100 * 100);  // at most some dozens of completions in each turn
+}
+
+TEST_CASE("so it does inside of other tasks, which wait for nothing themselves", "[fairness]") {
+  test_loop loop;
+  script s;
+  s.completes_at_once = true;
+  bool over = false;
+  loop.run([&]() -> task<> {
+    co_await coax::with_scope([&](scope& own) -> task<> {
+      own.spawn([](script& at_once, const bool& stop) -> task<> {
+        const auto once = [](script& each) -> task<> { co_await scripted_wait(each); };
+        while (!stop) co_await once(at_once);
+      }, std::ref(s), std::cref(over));
+      for (int i = 0; i < 100; ++i) co_await coax::yield();
+      over = true;
+    });
+  });
+  CHECK(s.begun <= 100 * 100);
+}
+
+TEST_CASE("a thousand tasks that yield all get their turns", "[fairness]") {
+  test_loop loop;
+  std::vector<int> turns(1'000);
+  int spread_max = 0;
+  loop.run([&]() -> task<> {
+    co_await coax::with_scope([&](scope& s) -> task<> {
+      for (int& mine : turns) {
+        s.spawn([](int& n, const std::vector<int>& all, int& spread) -> task<> {
+          for (int i = 0; i < 20; ++i) {
+            ++n;
+            const auto [fewest, most] = std::minmax_element(all.begin(), all.end());
+            spread = std::max(spread, *most - *fewest);
+            co_await coax::yield();
+          }
+        }, std::ref(mine), std::cref(turns), std::ref(spread_max));
+      }
+      co_return;
+    });
+  });
+  CHECK(spread_max == 1);
+}
+
+TEST_CASE("those that sleep until the same time wake in the order in which they began", "[fairness]") {
+  test_loop loop;
+  std::string log;
+  loop.run([&]() -> task<> {
+    co_await coax::with_scope([&](scope& s) -> task<> {
+      const auto until = coax::now() + 1s;
+      for (const char name : {'a', 'b', 'c', 'd'}) {
+        s.spawn([](std::string& l, char n, coax::clock::time_point t) -> task<> {
+          co_await coax::sleep_until(t);
+          l += n;
+        }, std::ref(log), name, until);
+      }
+      co_await coax::sleep_for(500ms);
+      co_await coax::sleep_until(until);
+      log += '.';
+    });
+  });
+  CHECK(log == "abcd.");
+  CHECK(loop.elapsed() == 1s);
+}
+
+TEST_CASE("a sleep until a time that has passed still gives others their turn", "[fairness]") {
+  test_loop loop;
+  std::string log;
+  loop.run([&]() -> task<> {
+    co_await coax::with_scope([&](scope& s) -> task<> {
+      s.spawn(writes_and_yields, std::ref(log), 'a', 2);
+      for (const auto how_long : {coax::timeout(0s), coax::timeout(-1h)}) {
+        co_await coax::sleep_for(how_long);
+        log += '.';
+      }
+    });
+  });
+  CHECK(log.front() == 'a');
+  CHECK(loop.elapsed() == 0s);
+}
+
+TEST_CASE("now is the time of the loop", "[fairness]") {
+  test_loop loop;
+  loop.run([&]() -> task<> {
+    const auto begin = coax::now();
+    CHECK(begin == loop->now());
+    co_await coax::sleep_for(90min);
+    CHECK(coax::now() - begin == 90min);
+    CHECK(coax::clock::now() == coax::now());
+  });
+}

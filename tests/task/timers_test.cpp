@@ -1,0 +1,362 @@
+#include <coax/task/clock.hpp>
+#include <coax/task/timers.hpp>
+
+#include "../catch.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <utility>
+#include <vector>
+
+using namespace std::chrono_literals;
+using point = coax::clock::time_point;
+
+namespace {
+
+constexpr point at(std::int64_t ns) { return point(coax::clock::duration(ns)); }
+constexpr point never = point::max();
+
+/// A timer that does as the test says when it fires.
+class probe final : public coax::timer {
+ public:
+  explicit probe(std::function<void()> then) : then_(std::move(then)) {}
+
+ private:
+  void expired() noexcept override { then_(); }
+  std::function<void()> then_;
+};
+
+/// Timers with numbers, and the order in which they fired.
+class numbered {
+ public:
+  explicit numbered(point start = at(0)) : timers(start) {}
+  numbered(const numbered&) = delete;
+  numbered& operator=(const numbered&) = delete;
+  ~numbered() {
+    for (const auto& p : probes_) timers.drop(*p);
+  }
+
+  /// Sets one more timer, which also does `then` when it fires. Gives its number.
+  int set(point deadline, std::function<void()> then = [] {}) {
+    const int number = static_cast<int>(probes_.size());
+    probes_.push_back(std::make_unique<probe>([this, number, then = std::move(then)] {
+      fired.push_back(number);
+      then();
+    }));
+    timers.set(*probes_.back(), deadline);
+    return number;
+  }
+  probe& operator[](int number) { return *probes_[static_cast<std::size_t>(number)]; }
+
+  coax::timers timers;
+  std::vector<int> fired;
+
+ private:
+  std::vector<std::unique_ptr<probe>> probes_;
+};
+
+using order = std::vector<int>;
+
+}  // namespace
+
+TEST_CASE("a timer fires at its deadline, not before, and once", "[timers]") {
+  numbered n;
+  n.set(at(100));
+  n.timers.expire(at(99));
+  CHECK(n.fired.empty());
+  n.timers.expire(at(100));
+  CHECK(n.fired == order{0});
+  CHECK_FALSE(n.timers.is_set(n[0]));
+  n.timers.expire(never);
+  CHECK(n.fired == order{0});
+  CHECK(n.timers.size() == 0);
+}
+
+TEST_CASE("a timer that was dropped does not fire, and dropping it again has no effect", "[timers]") {
+  numbered n;
+  n.set(at(5));
+  n.set(at(5));
+  n.timers.drop(n[0]);
+  n.timers.drop(n[0]);
+  CHECK(n.timers.size() == 1);
+  n.timers.expire(at(10));
+  CHECK(n.fired == order{1});
+}
+
+TEST_CASE("timers with one deadline fire in the order of setting, however far away they were set", "[timers]") {
+  numbered n;
+  const point deadline = at(1'000'000'007);
+  n.set(deadline);
+  n.set(deadline);
+  for (const std::int64_t nearer : {999'999'000, 1'000'000'000, 1'000'000'006}) {
+    n.timers.expire(at(nearer));
+    n.set(deadline);
+    n.set(deadline);
+  }
+  n.timers.expire(deadline);
+  CHECK(n.fired == order{0, 1, 2, 3, 4, 5, 6, 7});
+}
+
+TEST_CASE("a burst after a stall fires in the order of deadlines", "[timers]") {
+  numbered n;
+  const std::int64_t deadlines[] = {5'000'000, 70, 3, 4'096, 64, 4'095, 63, 1'000'000'000'000, 3};
+  for (const std::int64_t d : deadlines) n.set(at(d));
+  n.timers.expire(at(2'000'000'000'000));
+  CHECK(n.fired == order{2, 8, 6, 4, 1, 5, 3, 0, 7});
+}
+
+TEST_CASE("a deadline that has passed fires next, in the order of setting", "[timers]") {
+  numbered n(at(1'000));
+  n.set(at(999));
+  n.set(at(-7));
+  n.set(point::min());
+  n.set(at(1'000));
+  CHECK(n.timers.next() == at(1'000));
+  n.timers.expire(at(1'000));
+  CHECK(n.fired == order{0, 1, 2, 3});
+}
+
+TEST_CASE("the end of time is a deadline like any other", "[timers]") {
+  numbered n(at(3'600'000'000'000));
+  n.set(never);
+  n.set(never - 1ns);
+  n.set(never);
+  CHECK(n.timers.next() == never - 1ns);
+  n.timers.expire(never - 1ns);
+  CHECK(n.fired == order{1});
+  CHECK(n.timers.next() == never);
+  n.timers.expire(never);
+  CHECK(n.fired == order{1, 0, 2});
+  n.set(never);
+  n.timers.expire(never);
+  CHECK(n.fired == order{1, 0, 2, 3});
+}
+
+TEST_CASE("time does not go back", "[timers]") {
+  numbered n;
+  n.timers.expire(at(500));
+  n.timers.expire(at(100));
+  n.set(at(200));
+  n.timers.expire(at(150));
+  CHECK(n.fired == order{0});
+}
+
+TEST_CASE("a timer may drop others when it fires, due at the same time or later", "[timers]") {
+  numbered n;
+  n.set(at(10), [&] {
+    for (int other = 0; other < 4; ++other) n.timers.drop(n[other]);
+  });
+  n.set(at(10));
+  n.set(at(11));
+  n.set(at(1'000'000));
+  n.set(at(10));
+  n.timers.expire(at(2'000'000));
+  CHECK(n.fired == order{0, 4});
+  CHECK(n.timers.size() == 0);
+}
+
+TEST_CASE("a timer set when another fires takes its place in the order", "[timers]") {
+  numbered n;
+  n.set(at(10), [&] {
+    n.set(at(0));        // 3: has passed, so it is due now, after what was set before
+    n.set(at(30));       // 4
+    n.set(at(1'000));    // 5: after the time that is expired
+    n.set(at(10), [&] {  // 6
+      n.set(at(20));     // 7
+    });
+  });
+  n.set(at(10));
+  n.set(at(20));
+  n.timers.expire(at(500));
+  CHECK(n.fired == order{0, 1, 3, 6, 2, 7, 4});
+  CHECK(n.timers.next() == at(1'000));
+}
+
+TEST_CASE("a timer may be set again when it has fired", "[timers]") {
+  numbered n;
+  int rounds = 0;
+  n.set(at(100), [&] {
+    if (++rounds < 5) n.timers.set(n[0], at(100 * (rounds + 1)));
+  });
+  n.timers.expire(at(350));
+  CHECK(rounds == 3);
+  n.timers.expire(at(10'000));
+  CHECK(rounds == 5);
+  CHECK(n.timers.size() == 0);
+}
+
+TEST_CASE("without timers there is nothing to look for", "[timers]") {
+  numbered n;
+  CHECK_FALSE(n.timers.next());
+  n.set(at(5));
+  n.timers.drop(n[0]);
+  CHECK_FALSE(n.timers.next());
+}
+
+TEST_CASE("when to look next is exact while few timers are set", "[timers]") {
+  constexpr std::int64_t distances[] = {1, 63, 64, 65, 4'095, 4'096, 1'000'003, 60'000'000'000, 1'000'000'000'000'000'000};
+  for (const std::int64_t far : distances) {
+    numbered n(at(12'345));
+    for (int i = 15; i >= 0; --i) n.set(at(12'345 + far + i));
+    CHECK(n.timers.next() == at(12'345 + far));
+  }
+}
+
+TEST_CASE("however many are set, looking next is never late and comes to an end", "[timers]") {
+  numbered n;
+  for (int i = 0; i < 1'000; ++i) n.set(at(1'000'000'000 + i));
+  int looks = 0;
+  while (n.fired.empty()) {
+    const std::optional<point> next = n.timers.next();
+    REQUIRE(next);
+    REQUIRE(*next <= at(1'000'000'000));
+    REQUIRE(++looks < 100);
+    n.timers.expire(*next);
+  }
+  CHECK(n.fired.size() == 1);
+}
+
+// --- against a std::multimap, which is right and slow ---
+
+namespace {
+
+class comparison {
+ public:
+  explicit comparison(std::uint64_t seed)
+      : random_(seed), now_(at(static_cast<std::int64_t>(random_() >> (1 + random_() % 63)))), timers_(now_) {
+    for (int i = 0; i < timer_count; ++i) probes_.emplace_back(*this, i);
+  }
+  comparison(const comparison&) = delete;
+  comparison& operator=(const comparison&) = delete;
+  ~comparison() {
+    for (auto& p : probes_) timers_.drop(p);
+  }
+
+  /// One random step; false when the two disagree.
+  bool step() {
+    switch (random_() % 8) {
+      case 0:
+        advance(reference_.empty() ? now_ : reference_.begin()->first);
+        break;
+      case 1:
+        advance(some_deadline());
+        break;
+      case 2:
+      case 3:
+        drop(some_timer());
+        break;
+      default:
+        set(some_timer());
+    }
+    return agree_ && timers_.size() == reference_.size() && next_agrees();
+  }
+
+ private:
+  static constexpr int timer_count = 40;
+
+  struct member final : coax::timer {
+    member(comparison& c, int n) : owner(c), number(n) {}
+    member(const member& other) : timer(), owner(other.owner), number(other.number) {}
+    void expired() noexcept override { owner.fired(number); }
+    comparison& owner;
+    int number;
+  };
+
+  int some_timer() { return static_cast<int>(random_() % timer_count); }
+  /// Near or far by chance: before now, now, up to the end of time; often equal to another one.
+  point some_deadline() {
+    if (random_() % 4 == 0 && !reference_.empty()) return reference_.rbegin()->first;
+    if (random_() % 64 == 0) return never;
+    const auto distance = static_cast<std::int64_t>(random_() >> (1 + random_() % 63));
+    if (random_() % 16 == 0) return now_ - coax::clock::duration(std::min(distance, now_.time_since_epoch().count()));
+    return distance > (never - now_).count() ? never : now_ + coax::clock::duration(distance);
+  }
+
+  void set(int number) {
+    if (timers_.is_set(probe_of(number))) drop(number);
+    const point deadline = some_deadline();
+    timers_.set(probe_of(number), deadline);
+    reference_.emplace(std::max(deadline, now_), number);
+  }
+  void drop(int number) {
+    timers_.drop(probe_of(number));
+    std::erase_if(reference_, [&](const auto& entry) { return entry.second == number; });
+  }
+  void advance(point to) {
+    until_ = std::max(to, now_);
+    timers_.expire(to);
+    if (!reference_.empty() && reference_.begin()->first <= until_) agree_ = false;
+    now_ = until_;
+  }
+  void fired(int number) {
+    const auto first = reference_.begin();
+    if (first == reference_.end() || first->second != number || first->first > until_) {
+      agree_ = false;
+      return;
+    }
+    now_ = first->first;
+    reference_.erase(first);
+    if (random_() % 4 == 0) drop(some_timer());
+    if (random_() % 4 == 0 && now_ < never) set(some_timer());
+  }
+  bool next_agrees() const {
+    const std::optional<point> next = timers_.next();
+    if (reference_.empty()) return !next;
+    if (!next || *next < now_) return false;
+    return reference_.size() <= 16 ? *next == reference_.begin()->first : *next <= reference_.begin()->first;
+  }
+  member& probe_of(int number) { return probes_[static_cast<std::size_t>(number)]; }
+
+  std::mt19937_64 random_;
+  point now_;
+  point until_{};
+  coax::timers timers_;
+  std::multimap<point, int> reference_;  // equal keys stay in the order of insertion
+  std::vector<member> probes_;
+  bool agree_ = true;
+};
+
+}  // namespace
+
+TEST_CASE("timers agree with a sorted list over random histories", "[timers]") {
+  for (std::uint64_t seed = 1; seed <= 300; ++seed) {
+    comparison c(seed);
+    for (int i = 0; i < 400; ++i) {
+      if (!c.step()) {
+        FAIL("seed " << seed << ", step " << i);
+      }
+    }
+  }
+}
+
+// --- durations as parameters ---
+
+TEST_CASE("a duration saturates where nanoseconds would overflow", "[timers]") {
+  constexpr auto longest = coax::clock::duration::max();
+  CHECK(coax::timeout(std::chrono::hours(24 * 365 * 300)).value() == longest);
+  CHECK(coax::timeout(std::chrono::hours::max()).value() == longest);
+  CHECK(coax::timeout(std::chrono::duration<double>(1e300)).value() == longest);
+  CHECK(coax::timeout(std::chrono::duration<double>(std::numeric_limits<double>::infinity())).value() == longest);
+  CHECK(coax::timeout(coax::clock::duration::max()).value() == longest);
+  CHECK(coax::timeout(std::chrono::duration<std::uint64_t, std::nano>(UINT64_MAX)).value() == longest);
+  CHECK(coax::timeout(1s).value() == 1s);
+  CHECK(coax::timeout(std::chrono::duration<float>(0.5F)).value() == 500ms);
+  CHECK(coax::timeout(0s).value() == 0s);
+  CHECK(coax::timeout(-1s).value() < 0s);
+  CHECK(coax::timeout(std::chrono::hours::min()).value() < 0s);
+}
+
+TEST_CASE("a timeout ends at most at the end of time", "[timers]") {
+  CHECK(coax::timeout(std::chrono::hours::max()).after(at(0)) == never);
+  CHECK(coax::timeout(std::chrono::hours::max()).after(never) == never);
+  CHECK(coax::timeout(1ns).after(never) == never);
+  CHECK(coax::timeout(1ns).after(never - 1ns) == never);
+  CHECK(coax::timeout(2s).after(at(1)) == at(2'000'000'001));
+  CHECK(coax::timeout(-1s).after(at(5)) < at(5));
+}
