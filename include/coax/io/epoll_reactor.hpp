@@ -41,12 +41,12 @@ class epoll_reactor final : public readiness_reactor {
     if (d.owned) {
       // Once, for both directions. Adding reports what is true now, so no edge is lost before it.
       if (d.registered) return 0;
-      return registered(d, control(EPOLL_CTL_ADD, d, stream_events));
+      return add(d, stream_events);
     }
     if (op.watched_as() == watching::shared) {
       // EXCLUSIVE wakes one of the processes that wait, not all. It can be added and deleted, not modified.
       if (d.registered) return 0;
-      return registered(d, control(EPOLL_CTL_ADD, d, EPOLLIN | EPOLLEXCLUSIVE));
+      return add(d, EPOLLIN | EPOLLEXCLUSIVE);
     }
     // The number may stand for another file than last time, and the registration be gone with the old one.
     ++d.generation;
@@ -110,9 +110,15 @@ class epoll_reactor final : public readiness_reactor {
     return op == nullptr ? 0 : static_cast<std::uint16_t>(op->waits_for());
   }
 
-  static int registered(descriptor& d, int answer) noexcept {
-    d.registered = answer == 0 || answer == -EEXIST;
-    return d.registered ? 0 : answer;
+  int add(descriptor& d, std::uint32_t events) noexcept {
+    int answer = control(EPOLL_CTL_ADD, d, events);
+    if (answer == -EEXIST) {
+      // Left by a wait from when it was borrowed. That one is disarmed: it must not pass for this.
+      control(EPOLL_CTL_DEL, d, 0);
+      answer = control(EPOLL_CTL_ADD, d, events);
+    }
+    d.registered = answer == 0;
+    return answer;
   }
 
   int control(int what, const descriptor& d, std::uint32_t events) noexcept {

@@ -119,7 +119,7 @@ class reactor : public loop {
     if ((reads && d->reader != nullptr) || (writes && d->writer != nullptr)) return op.result_ = -EBUSY, true;
     if (d->closing) return op.result_ = -EBADF, true;
     if (op.watched_as() == watching::stream) {
-      if (!d->owned) d->renew(true, false);  // it was made on a reactor that is gone
+      if (!d->owned) take_over(*d);  // it was made on a reactor that is gone
       if ((reads && d->read_cut) || (writes && d->write_cut)) return op.result_ = operation::cut_before, true;
     }
     if (reads) d->reader = &op;
@@ -238,6 +238,13 @@ class reactor : public loop {
     } else if (!d.owned) {
       forget(d);
     }
+  }
+
+  static void take_over(descriptor& d) noexcept {
+    if (d.idle()) return d.renew(true, false);
+    // Somebody waits on it as on a borrowed one, and must be woken all the same.
+    d.owned = true;
+    d.ready = descriptor::unknown;
   }
 
   /// Somebody closed a borrowed descriptor under a pending wait, and its number came back as a new stream.

@@ -53,6 +53,19 @@ class syscalls {
     const int got = answer(::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size));
     return got < 0 ? got : -error;
   }
+  /// Whether `fd` was opened for reading (O_RDONLY) or for writing (O_WRONLY), as `how` says: 0 or -EBADF.
+  virtual int opened_for(int fd, int how) noexcept {
+    const int flags = answer(::fcntl(fd, F_GETFL));
+    if (flags < 0) return flags;
+    return (flags & O_ACCMODE) == how || (flags & O_ACCMODE) == O_RDWR ? 0 : -EBADF;
+  }
+  /// Whether `fd` is a socket that listens: 0 or -errno, as accept(2).
+  virtual int listens(int fd) noexcept {
+    int does = 0;
+    socklen_t size = sizeof(does);
+    const int got = answer(::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &does, &size));
+    return got < 0 ? got : does != 0 ? 0 : -EINVAL;
+  }
   /// Never waits.
   virtual int poll(pollfd* fds, std::size_t count) noexcept { return answer(::poll(fds, count, 0)); }
 

@@ -143,7 +143,7 @@ class uring_reactor final : public reactor {
 
   io_uring_sqe* free_entry() noexcept {
     if (io_uring_sqe* sqe = io_uring_get_sqe(&ring_)) return sqe;
-    io_uring_submit(&ring_);
+    system().ring_submit(ring_);
     return io_uring_get_sqe(&ring_);  // null when the kernel wants completions reaped first
   }
 

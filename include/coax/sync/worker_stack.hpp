@@ -94,14 +94,14 @@ class worker_stack {
  private:
   class [[nodiscard]] park_awaiter final : public waiter {
    public:
-    explicit park_awaiter(worker_stack& stack) noexcept : waiter(tried::always), stack_(stack) {}
+    explicit park_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
 
     std::optional<T> await_resume() { return std::move(item_); }
 
    private:
     friend class worker_stack;
+    bool ready_now() noexcept override { return stack_.take_waiting(item_) || stack_.nothing_will_come(); }
     bool start() noexcept override {
-      if (stack_.take_waiting(item_) || stack_.nothing_will_come()) return true;
       stack_.push(*this);
       return false;
     }
@@ -118,7 +118,7 @@ class worker_stack {
 
   class [[nodiscard]] reserve_awaiter final : public waiter {
    public:
-    explicit reserve_awaiter(worker_stack& stack) noexcept : waiter(tried::always), stack_(stack) {}
+    explicit reserve_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
     reserve_awaiter(const reserve_awaiter&) = default;
     reserve_awaiter& operator=(const reserve_awaiter&) = delete;
     ~reserve_awaiter() {
@@ -132,13 +132,14 @@ class worker_stack {
 
    private:
     friend class worker_stack;
-    bool start() noexcept override {
+    bool ready_now() noexcept override {
       if (stack_.closed_) return true;
-      if (stack_.first_reserver_ == nullptr && stack_.idle_ > stack_.permits_) {
-        ++stack_.permits_;
-        granted_ = true;
-        return true;
-      }
+      if (stack_.first_reserver_ != nullptr || stack_.idle_ <= stack_.permits_) return false;
+      ++stack_.permits_;
+      granted_ = true;
+      return true;
+    }
+    bool start() noexcept override {
       previous_ = stack_.last_reserver_;
       (previous_ == nullptr ? stack_.first_reserver_ : previous_->next_) = this;
       stack_.last_reserver_ = this;

@@ -22,7 +22,7 @@ namespace coax::inline COAX_ABI::detail {
 /// branch outlives it.
 class composite : public waiter {
  public:
-  composite() noexcept : waiter(tried::always) {}
+  composite() noexcept : waiter(starting::always) {}
   composite(composite&& other) noexcept : waiter(other) {}  // before it is awaited
 
   /// Called by each branch when it has ended.

@@ -80,7 +80,7 @@ concept task_promise = std::is_base_of_v<promise_base, P>;
 class waiter : public ready_node {
  public:
   waiter() = default;
-  waiter(const waiter& other) noexcept : ready_node(other), tried_always_(other.tried_always_) {
+  waiter(const waiter& other) noexcept : ready_node(other), starts_always_(other.starts_always_) {
     if (other.state_ != state::idle) detail::fatal("something that is being awaited was copied or moved");
   }
   waiter& operator=(const waiter&) = delete;
@@ -105,15 +105,16 @@ class waiter : public ready_node {
   bool is_waiting() const noexcept { return state_ == state::waiting; }
 
  protected:
-  /// A wait that is tried even while its root is being cancelled, and unwinds only if it would have to wait: what is
-  /// ready at once still completes.
-  enum class tried { unless_cancelled, always };
-  explicit waiter(tried when) noexcept : tried_always_(when == tried::always) {}
+  /// A wait that starts even while its root is being cancelled: the roots it waits for inherit that, and end by themselves.
+  enum class starting { unless_cancelled, always };
+  explicit waiter(starting when) noexcept : starts_always_(when == starting::always) {}
   ~waiter() {
     if (state_ == state::waiting || queued_)
       detail::fatal("a coroutine was destroyed while it waited: cancel it, and let it unwind");
   }
 
+  /// Takes the result if it is there without waiting. Tried even while the root is being cancelled.
+  virtual bool ready_now() noexcept { return false; }
   /// Begins; true when the result is there already.
   virtual bool start() noexcept = 0;
   virtual void stop() noexcept = 0;
@@ -140,7 +141,7 @@ class waiter : public ready_node {
   std::coroutine_handle<> coroutine_;
   coax::root* root_ = nullptr;
   state state_ = state::idle;
-  bool tried_always_ = false;
+  bool starts_always_ = false;
   bool queued_ = false;
 };
 
@@ -235,23 +236,20 @@ class root : public ready_node {
 inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promise) noexcept {
   if (state_ != state::idle) detail::fatal("something was awaited twice: call what makes it once for each await");
   coroutine_ = coroutine;
-  bool stopping = false;
-  if (promise != nullptr) {
-    root_ = promise->root();
-    stopping = root_->stopping();
-    if (stopping && !tried_always_) {
-      state_ = state::stopped;
-      root_->unwind_later();
-      return true;
+  if (promise != nullptr) root_ = promise->root();
+  if (!ready_now()) {
+    if (root_ != nullptr) {
+      if (root_->stopping() && !starts_always_) {
+        state_ = state::stopped;
+        root_->unwind_later();
+        return true;
+      }
+      root_->waiter_ = this;
     }
-    root_->waiter_ = this;
+    state_ = state::waiting;
+    if (!start()) return true;
+    if (root_ != nullptr) root_->waiter_ = nullptr;
   }
-  state_ = state::waiting;
-  if (!start()) {
-    if (stopping) request_stop();
-    return true;
-  }
-  if (root_ != nullptr) root_->waiter_ = nullptr;
   state_ = state::completed;
   if (loop::current().spend_inline_completion()) return false;
   resume_later();

@@ -33,7 +33,12 @@ class accept final : public basic_operation<accept, unique_fd> {
       // It may be in blocking mode, and that is not ours to change.
       pollfd ready{fd(), POLLIN, 0};
       const int count = calls.poll(&ready, 1);
-      if (count <= 0) return count < 0 ? count : -EAGAIN;
+      if (count < 0) return count;
+      if (count == 0) {
+        // Never ready for what it was not made for: that is an error, and nothing to wait for.
+        const int refused = calls.listens(fd());
+        return refused < 0 ? refused : -EAGAIN;
+      }
     }
     return calls.accept(fd(), SOCK_CLOEXEC);
   }

@@ -3,6 +3,8 @@
 #include <coax/config.hpp>
 #include <coax/io/operation.hpp>
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
@@ -32,7 +34,12 @@ class write final : public basic_operation<write, std::size_t> {
   int perform(syscalls& calls) noexcept override {
     pollfd ready{fd(), POLLOUT, 0};
     const int count = calls.poll(&ready, 1);
-    if (count <= 0) return count < 0 ? count : -EAGAIN;
+    if (count < 0) return count;
+    if (count == 0) {
+      // Never ready for what it was not made for: that is an error, and nothing to wait for.
+      const int refused = calls.opened_for(fd(), O_WRONLY);
+      return refused < 0 ? refused : -EAGAIN;
+    }
     return calls.write(fd(), rest().data(), rest().size());
   }
   bool take(int answer) noexcept override {
