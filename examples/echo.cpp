@@ -1,8 +1,15 @@
-// The echo server of libco's example_echosvr: an acceptor hands connections to a stack of idle workers.
+// The echo server of libco's example_echosvr: in each process an acceptor hands connections to a
+// stack of idle workers.
 //
-//   echo [ip] [port] [task_count] [process_count]      by default 127.0.0.1 9000 1024 1
+//   echo [-d] [ip] [port] [task_count] [process_count]
+//
+// By default 127.0.0.1, 9000, 1024 workers in each process, one process per core. -d detaches from
+// the terminal once it listens.
 
 #include <coax/coax.hpp>
+
+#include <pthread.h>
+#include <unistd.h>
 
 #include <array>
 #include <charconv>
@@ -14,6 +21,7 @@
 #include <cstdlib>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -40,33 +48,25 @@ coax::task<> accept_routine(coax::listener& listener, idle_workers& g_readwrite)
   }
 }
 
-struct arguments {
-  std::string ip = "127.0.0.1";
-  std::uint16_t port = 9000;
-  int tasks = 1024;
-};
-
-void print_listening(const coax::listener& listener, const arguments& args) {
-  const coax::reactor& reactor = coax::reactor::current();
-  const std::string why = reactor.fallback_reason().empty() ? "" : " (" + reactor.fallback_reason() + ")";
-  std::printf("echo: listening on %s, 1 process x %d workers, %s%s\n", listener.local_endpoint().value().to_string().c_str(),
-              args.tasks, std::string(reactor.backend()).c_str(), why.c_str());
-  std::fflush(stdout);
-}
-
-coax::task<> serve(coax::listener& listener, const arguments& args) {
+coax::task<> serve(coax::listener& listener, int workers) {
   idle_workers g_readwrite;
-  auto stop = coax::signals({SIGINT, SIGTERM});  // from here on neither ends the process by itself
   co_await coax::with_scope([&](coax::scope& s) -> coax::task<> {
-    for (int i = 0; i < args.tasks; ++i) s.spawn(readwrite_routine, std::ref(g_readwrite));
-    print_listening(listener, args);
-    co_await coax::race(accept_routine(listener, g_readwrite), std::move(stop));
+    for (int i = 0; i < workers; ++i) s.spawn(readwrite_routine, std::ref(g_readwrite));
+    co_await coax::race(accept_routine(listener, g_readwrite), coax::signals({SIGINT, SIGTERM}));
     listener.close();
-    g_readwrite.close();  // idle workers leave, busy ones finish, for up to 10 s or until a second signal
+    g_readwrite.close();  // idle workers leave, busy ones finish: for 10 s, or until a second signal
     co_await coax::race(s.join_within(10s), coax::signals({SIGINT, SIGTERM}));
     s.cancel();
   });
 }
+
+struct arguments {
+  bool detach = false;
+  std::string ip = "127.0.0.1";
+  std::uint16_t port = 9000;
+  int workers = 1024;
+  int processes = static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
+};
 
 [[noreturn]] void refuse(const std::string& why) {
   std::fprintf(stderr, "echo: %s\n", why.c_str());
@@ -84,26 +84,53 @@ int number(const char* name, std::string_view text, int least, int most) {
 
 arguments parse(std::span<char*> given) {
   arguments args;
-  if (given.size() > 4) refuse("too many arguments: echo [ip] [port] [task_count] [process_count]");
+  if (!given.empty() && std::string_view(given[0]) == "-d") {
+    args.detach = true;
+    given = given.subspan(1);
+  }
+  if (given.size() > 4) refuse("too many arguments: echo [-d] [ip] [port] [task_count] [process_count]");
   if (given.size() > 0) args.ip = given[0];
   if (given.size() > 1) args.port = static_cast<std::uint16_t>(number("port", given[1], 0, 65535));
-  if (given.size() > 2) args.tasks = number("task_count", given[2], 1, 10'000'000);
-  if (given.size() > 3 && number("process_count", given[3], 1, 1024) > 1)
-    refuse("process_count " + std::string(given[3]) + ": more than one process is not supported yet");
+  if (given.size() > 2) args.workers = number("task_count", given[2], 1, 10'000'000);
+  if (given.size() > 3) args.processes = number("process_count", given[3], 1, 1024);
   return args;
+}
+
+void announce(const coax::listener& listener, const arguments& args) {
+  const std::unique_ptr<coax::reactor> like_this = coax::make_reactor();
+  const std::string why = like_this->fallback_reason();
+  std::printf("echo: listening on %s, %d process%s x %d workers, %s%s\n",
+              listener.local_endpoint().value().to_string().c_str(), args.processes, args.processes == 1 ? "" : "es",
+              args.workers, std::string(like_this->backend()).c_str(), why.empty() ? "" : (" (" + why + ")").c_str());
+  std::fflush(stdout);
+}
+
+/// A signal that comes before anybody waits for it is kept until somebody does.
+void hold_signals() {
+  sigset_t stops;
+  sigemptyset(&stops);
+  for (const int signal : {SIGINT, SIGTERM}) sigaddset(&stops, signal);
+  ::pthread_sigmask(SIG_BLOCK, &stops, nullptr);
 }
 
 int main(int argc, char** argv) {
   const arguments args = parse(std::span(argv, static_cast<std::size_t>(argc)).subspan(1));
   const auto where = coax::endpoint::ip(args.ip, args.port);
   if (!where) refuse("ip \"" + args.ip + "\" is not an IPv4 or IPv6 address");
-  auto listener = coax::listener::bind(*where);
+  auto listener = coax::listener::bind(*where);  // before the fork: the processes share it
   if (!listener) {
     std::fprintf(stderr, "echo: cannot listen on %s: %s\n", where->to_string().c_str(), listener.error().message().c_str());
     return 1;
   }
   try {
-    coax::run(serve, *listener, args);
+    hold_signals();
+    announce(*listener, args);
+    if (args.detach && ::daemon(1, 0) != 0) {
+      std::perror("echo: cannot detach");
+      return 1;
+    }
+    if (args.processes > 1) return coax::prefork({.processes = args.processes}, serve, std::ref(*listener), args.workers);
+    coax::run(serve, *listener, args.workers);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "echo: %s\n", e.what());
     return 1;

@@ -8,8 +8,11 @@
 #include <coax/net/endpoint.hpp>
 #include <coax/net/listener.hpp>
 #include <coax/net/stream.hpp>
+#include <coax/process/prefork.hpp>
 #include <coax/process/run.hpp>
 #include <coax/process/signals.hpp>
+#include <coax/process/threads.hpp>
+#include <coax/sync/event.hpp>
 #include <coax/sync/worker_stack.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/race.hpp>

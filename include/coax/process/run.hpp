@@ -31,10 +31,18 @@ class main_root final : public root {
   }
 
   bool has_ended() const noexcept { return ended_; }
-  T take() { return frame_.promise().take(); }
+  /// What the task gives. A task that was cancelled gives nothing: only one without a result is ever cancelled.
+  T take() {
+    if constexpr (std::is_void_v<T>)
+      if (!frame_) return;
+    return frame_.promise().take();
+  }
 
  private:
-  void ended(outcome) noexcept override { ended_ = true; }  // nobody cancels it
+  void ended(outcome how) noexcept override {
+    if (how == outcome::unwound) frame_ = nullptr;
+    ended_ = true;
+  }
 
   std::coroutine_handle<typename task<T>::promise_type> frame_;
   bool ended_ = false;

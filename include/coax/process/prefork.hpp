@@ -1,0 +1,301 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/choose.hpp>
+#include <coax/net/listener.hpp>
+#include <coax/process/run.hpp>
+#include <coax/process/signals.hpp>
+#include <coax/task/clock.hpp>
+#include <coax/task/result.hpp>
+#include <coax/task/task.hpp>
+
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace coax::inline COAX_ABI {
+
+/// How `prefork` runs its processes.
+struct prefork_options {
+  int processes = 0;                                         ///< 0: one for each processor this process may use
+  clock::duration drain = std::chrono::seconds(15);          ///< from the first SIGTERM or SIGINT until SIGKILL
+  options reactor{};                                         ///< what each process runs on
+};
+
+namespace detail {
+
+/// Processors this process may use; at least 1.
+inline int usable_processors() noexcept {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+/// How a child process ended, in words.
+inline std::string end_in_words(int status) {
+  if (WIFSIGNALED(status)) return "killed by signal " + std::to_string(WTERMSIG(status));
+  return "exit status " + std::to_string(WEXITSTATUS(status));
+}
+
+/// One of the processes `prefork` keeps running.
+class supervised {
+ public:
+  static constexpr clock::duration healthy_after = std::chrono::seconds(1);
+  static constexpr clock::duration pause_first = std::chrono::milliseconds(100);
+  static constexpr clock::duration pause_max = std::chrono::seconds(30);
+
+  bool runs() const noexcept { return pid_ > 0; }
+  pid_t pid() const noexcept { return pid_; }
+  clock::time_point start_due() const noexcept { return start_due_; }
+
+  void started(pid_t pid) noexcept {
+    pid_ = pid;
+    started_at_ = now();
+  }
+
+  /// One that had settled is started again at once; one that keeps dying young waits longer each time.
+  /// Result: how long it is to wait.
+  clock::duration ended() noexcept {
+    pid_ = 0;
+    const bool young = now() - started_at_ < healthy_after;
+    const clock::duration pause = young ? next_pause_ : clock::duration::zero();
+    next_pause_ = !young ? clock::duration::zero() : std::clamp(next_pause_ * 2, pause_first, pause_max);
+    start_due_ = now() + pause;
+    return pause;
+  }
+
+ private:
+  pid_t pid_ = 0;
+  clock::time_point started_at_{};
+  clock::time_point start_due_{};
+  clock::duration next_pause_ = clock::duration::zero();  // the first death is forgiven
+};
+
+/// The parent of `prefork`: starts, waits, starts again, and stops. It runs no reactor.
+class supervisor {
+ public:
+  supervisor(int processes, clock::duration drain) : drain_(drain), children_(static_cast<std::size_t>(processes)) {
+    sigemptyset(&handled_);
+    for (const int number : {SIGCHLD, SIGTERM, SIGINT}) sigaddset(&handled_, number);
+    struct sigaction action {};
+    action.sa_handler = SIG_DFL;  // where it is ignored, the kernel keeps no exit status
+    ::sigaction(SIGCHLD, &action, &sigchld_before_);
+    ::pthread_sigmask(SIG_BLOCK, &handled_, &mask_before_);
+  }
+  supervisor(const supervisor&) = delete;
+  supervisor& operator=(const supervisor&) = delete;
+  ~supervisor() {
+    ::pthread_sigmask(SIG_SETMASK, &mask_before_, nullptr);
+    ::sigaction(SIGCHLD, &sigchld_before_, nullptr);
+  }
+
+  /// Runs until a signal has stopped it and all children have ended. `child(number)` is the life of one of them; what it
+  /// gives is its exit status. `stop_listening` runs in the parent before the signal is passed on.
+  ///
+  /// Result    0 when all children ended by themselves with status 0 after the signal; else 1.
+  template <class Child, class StopListening>
+  int run(const Child& child, const StopListening& stop_listening) {
+    while (true) {
+      if (stops_ == 0)
+        start_what_is_due(child);
+      else if (none_runs())
+        return all_well_ ? 0 : 1;
+      const int signal = wait_for_signal();
+      reap();
+      if (signal == SIGTERM || signal == SIGINT) {
+        if (++stops_ == 1) {
+          stop_listening();
+          kill_at_ = timeout(drain_).after(now());
+          pass_on(signal);
+        } else {
+          kill_all("a second signal came");
+        }
+      }
+      if (stops_ == 1 && now() >= kill_at_) kill_all("it has not ended in time");
+    }
+  }
+
+ private:
+  template <class Child>
+  void start_what_is_due(const Child& child) {
+    for (std::size_t i = 0; i < children_.size(); ++i) {
+      supervised& each = children_[i];
+      if (each.runs() || each.start_due() > now()) continue;
+      std::fflush(nullptr);  // or the child would print what is still in the buffers once more
+      const pid_t parent = ::getpid();
+      const pid_t pid = ::fork();
+      if (pid == 0) become_child(child, static_cast<int>(i) + 1, parent);
+      if (pid > 0) {
+        each.started(pid);
+        continue;
+      }
+      const int error = errno;
+      each.started(0);
+      const auto pause = std::chrono::duration_cast<std::chrono::milliseconds>(each.ended());
+      say("process " + std::to_string(i + 1) + " cannot be started: " + std::strerror(error) + "; next try in " +
+          std::to_string(pause.count()) + " ms");
+    }
+  }
+
+  template <class Child>
+  [[noreturn]] void become_child(const Child& child, int number, pid_t parent) {
+    // A parent that is killed cannot tell: the kernel does, unless it died before this line.
+    ::prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (::getppid() != parent) std::_Exit(1);
+    ::sigaction(SIGCHLD, &sigchld_before_, nullptr);
+    ::pthread_sigmask(SIG_SETMASK, &mask_before_, nullptr);
+    const int status = child(number);
+    std::fflush(nullptr);
+    std::_Exit(status);  // the parent's exit handlers are not the child's to run
+  }
+
+  bool none_runs() const noexcept {
+    return std::none_of(children_.begin(), children_.end(), [](const supervised& each) { return each.runs(); });
+  }
+
+  /// Waits for a signal, the next start or the end of the drain. Result: the signal, or -1.
+  int wait_for_signal() const noexcept {
+    clock::time_point until = clock::time_point::max();
+    if (stops_ == 1) until = kill_at_;
+    if (stops_ == 0)
+      for (const supervised& each : children_)
+        if (!each.runs()) until = std::min(until, each.start_due());
+    if (until == clock::time_point::max()) return ::sigwaitinfo(&handled_, nullptr);
+    const clock::duration left = std::max(until - now(), clock::duration::zero());
+    const auto whole = std::chrono::duration_cast<std::chrono::seconds>(left);
+    timespec limit{};
+    limit.tv_sec = static_cast<time_t>(whole.count());
+    limit.tv_nsec = static_cast<long>((left - whole).count());
+    return ::sigtimedwait(&handled_, nullptr, &limit);
+  }
+
+  /// One SIGCHLD may stand for several: asks for each child by name, so that it never takes somebody else's.
+  void reap() {
+    for (std::size_t i = 0; i < children_.size(); ++i) {
+      supervised& each = children_[i];
+      int status = 0;
+      if (!each.runs() || ::waitpid(each.pid(), &status, WNOHANG) != each.pid()) continue;
+      const pid_t pid = each.pid();
+      const auto pause = std::chrono::duration_cast<std::chrono::milliseconds>(each.ended());
+      std::string line =
+          "process " + std::to_string(i + 1) + " (pid " + std::to_string(pid) + ") ended: " + end_in_words(status);
+      if (stops_ == 0)
+        line += pause.count() == 0 ? "; starting it again" : "; starting it again in " + std::to_string(pause.count()) + " ms";
+      else
+        all_well_ = all_well_ && status == 0;
+      say(line);
+    }
+  }
+
+  void pass_on(int signal) const noexcept {
+    for (const supervised& each : children_)
+      if (each.runs()) ::kill(each.pid(), signal);
+  }
+
+  void kill_all(const char* why) {
+    for (std::size_t i = 0; i < children_.size(); ++i)
+      if (children_[i].runs()) say("process " + std::to_string(i + 1) + " is killed: " + why);
+    pass_on(SIGKILL);
+    kill_at_ = clock::time_point::max();
+  }
+
+  static void say(const std::string& line) { std::fprintf(stderr, "coax: %s\n", line.c_str()); }
+
+  clock::duration drain_;
+  std::vector<supervised> children_;
+  sigset_t handled_{};
+  sigset_t mask_before_{};
+  struct sigaction sigchld_before_ {};
+  int stops_ = 0;
+  clock::time_point kill_at_ = clock::time_point::max();
+  bool all_well_ = true;
+};
+
+/// Closes `argument` if it is, or refers to, a listener.
+template <class A>
+void close_listener(A& argument) noexcept {
+  using value = std::remove_cv_t<A>;
+  if constexpr (std::is_same_v<value, listener>)
+    argument.close();
+  else if constexpr (std::is_same_v<value, std::reference_wrapper<listener>>)
+    argument.get().close();
+}
+
+/// The life of one process: its exit status.
+template <class Make>
+int run_child(const options& o, int number, const Make& make) {
+  try {
+    signal_hub::instance().tell_stop_once();
+    const std::unique_ptr<reactor> r = make_reactor(o);
+    const signal_mask_kept mask;
+    ignore_sigpipe();
+    const std::string why = r->fallback_reason().empty() ? "" : " (" + r->fallback_reason() + ")";
+    std::fprintf(stderr, "coax: process %d (pid %d) started: %s%s\n", number, static_cast<int>(::getpid()),
+                 std::string(r->backend()).c_str(), why.c_str());
+    if constexpr (std::is_same_v<decltype(make()), task<int>>) {
+      return run_on(*r, make);
+    } else {
+      run_on(*r, make);
+      return 0;
+    }
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "coax: process %d (pid %d): %s\n", number, static_cast<int>(::getpid()), e.what());
+  } catch (...) {
+    std::fprintf(stderr, "coax: process %d (pid %d): an exception that is no std::exception\n", number,
+                 static_cast<int>(::getpid()));
+  }
+  return 1;
+}
+
+}  // namespace detail
+
+/// Runs `fn(args...)`, which gives a task<> or a task<int> (its exit status), in several processes, each on a reactor of
+/// its own, and keeps them running.
+///
+/// A process that ends is started again: at once, or, if it keeps dying within a second of its start, after 100 ms,
+/// doubling up to 30 s. On SIGTERM or SIGINT the listeners among the arguments (`listener&`, std::ref(listener)) are
+/// closed here, and the signal is passed on: `fn` sees it through `signals`, stops accepting, finishes and returns. In a
+/// process the first of these signals counts, whoever sent it. Those that have not ended after `o.drain` are killed; a
+/// second signal kills all at once. When this process is killed, the others get SIGTERM.
+///
+/// Each start, with its backend, and each end is a line on stderr.
+///
+/// Result    after a stop: 0 when all processes ended with status 0, else 1. For `main` to return.
+/// Errors    std::invalid_argument for a negative number of processes; as `run` when no reactor can be made as
+///           `o.reactor` and COAX_BACKEND ask; std::logic_error inside a run.
+/// Lifetime  each process has the copies of `fn` and `args` that fork(2) makes.
+/// Thread    the main thread, while there is no other: the rest of the process is not in the children.
+template <class F, class... A>
+int prefork(const prefork_options& o, F&& fn, A&&... args) {
+  using given = detail::task_of<F&, A&...>;
+  static_assert(std::is_same_v<given, task<>> || std::is_same_v<given, task<int>>,
+                "prefork takes a function that gives a coax::task<> or a coax::task<int>");
+  if (o.processes < 0)
+    detail::throw_invalid_argument("coax: prefork_options::processes is " + std::to_string(o.processes));
+  if (loop::running() != nullptr) detail::throw_logic_error("coax: prefork was called inside run");
+  make_reactor(o.reactor);  // what no process could run on is an error here, not in each of them again and again
+
+  const int processes = o.processes == 0 ? detail::usable_processors() : o.processes;
+  detail::supervisor supervisor(processes, o.drain);
+  return supervisor.run(
+      [&](int number) {
+        return detail::run_child(o.reactor, number, [&] { return std::invoke(fn, args...); });
+      },
+      [&] { (detail::close_listener(args), ...); });
+}
+
+}  // namespace coax::inline COAX_ABI
