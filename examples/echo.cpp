@@ -54,7 +54,8 @@ coax::task<> serve(coax::listener& listener, int workers) {
     for (int i = 0; i < workers; ++i) s.spawn(readwrite_routine, std::ref(g_readwrite));
     co_await coax::race(accept_routine(listener, g_readwrite), coax::signals({SIGINT, SIGTERM}));
     listener.close();
-    g_readwrite.close();  // idle workers leave, busy ones finish: for 10 s, or until a second signal
+    g_readwrite
+        .close();  // idle workers leave, busy ones finish: for 10 s, or until a second signal
     co_await coax::race(s.join_within(10s), coax::signals({SIGINT, SIGTERM}));
     s.cancel();
   });
@@ -77,8 +78,8 @@ int number(const char* name, std::string_view text, int least, int most) {
   int value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < least || value > most)
-    refuse(std::string(name) + " \"" + std::string(text) + "\" is not a number from " + std::to_string(least) + " to " +
-           std::to_string(most));
+    refuse(std::string(name) + " \"" + std::string(text) + "\" is not a number from " +
+           std::to_string(least) + " to " + std::to_string(most));
   return value;
 }
 
@@ -88,7 +89,8 @@ arguments parse(std::span<char*> given) {
     args.detach = true;
     given = given.subspan(1);
   }
-  if (given.size() > 4) refuse("too many arguments: echo [-d] [ip] [port] [task_count] [process_count]");
+  if (given.size() > 4)
+    refuse("too many arguments: echo [-d] [ip] [port] [task_count] [process_count]");
   if (given.size() > 0) args.ip = given[0];
   if (given.size() > 1) args.port = static_cast<std::uint16_t>(number("port", given[1], 0, 65535));
   if (given.size() > 2) args.workers = number("task_count", given[2], 1, 10'000'000);
@@ -100,8 +102,10 @@ void announce(const coax::listener& listener, const arguments& args) {
   const std::unique_ptr<coax::reactor> like_this = coax::make_reactor();
   const std::string why = like_this->fallback_reason();
   std::printf("echo: listening on %s, %d process%s x %d workers, %s%s\n",
-              listener.local_endpoint().value().to_string().c_str(), args.processes, args.processes == 1 ? "" : "es",
-              args.workers, std::string(like_this->backend()).c_str(), why.empty() ? "" : (" (" + why + ")").c_str());
+              listener.local_endpoint().value().to_string().c_str(), args.processes,
+              args.processes == 1 ? "" : "es", args.workers,
+              std::string(like_this->backend()).c_str(),
+              why.empty() ? "" : (" (" + why + ")").c_str());
   std::fflush(stdout);
 }
 
@@ -119,7 +123,8 @@ int main(int argc, char** argv) {
   if (!where) refuse("ip \"" + args.ip + "\" is not an IPv4 or IPv6 address");
   auto listener = coax::listener::bind(*where);  // before the fork: the processes share it
   if (!listener) {
-    std::fprintf(stderr, "echo: cannot listen on %s: %s\n", where->to_string().c_str(), listener.error().message().c_str());
+    std::fprintf(stderr, "echo: cannot listen on %s: %s\n", where->to_string().c_str(),
+                 listener.error().message().c_str());
     return 1;
   }
   try {
@@ -129,7 +134,8 @@ int main(int argc, char** argv) {
       std::perror("echo: cannot detach");
       return 1;
     }
-    if (args.processes > 1) return coax::prefork({.processes = args.processes}, serve, std::ref(*listener), args.workers);
+    if (args.processes > 1)
+      return coax::prefork({.processes = args.processes}, serve, std::ref(*listener), args.workers);
     coax::run(serve, *listener, args.workers);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "echo: %s\n", e.what());

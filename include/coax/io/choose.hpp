@@ -25,9 +25,11 @@ enum class backend : std::uint8_t {
 
 /// How `run` sets up its reactor.
 struct options {
-  /// Overruled by the environment variable COAX_BACKEND (io_uring or epoll), where that is set and not empty.
+  /// Overruled by the environment variable COAX_BACKEND (io_uring or epoll), where that is set and
+  /// not empty.
   coax::backend backend = coax::backend::automatic;
-  /// Submissions the io_uring holds; more wait in line. Small: rings share locked memory on some kernels.
+  /// Submissions the io_uring holds; more wait in line. Small: rings share locked memory on some
+  /// kernels.
   unsigned ring_entries = 256;
 };
 
@@ -47,7 +49,8 @@ struct backend_wish {
     else if (std::string_view(name) == "epoll")
       wanted = coax::backend::epoll;
     else
-      throw_invalid_argument("coax: COAX_BACKEND is \"" + std::string(name) + "\": it can be io_uring or epoll");
+      throw_invalid_argument("coax: COAX_BACKEND is \"" + std::string(name) +
+                             "\": it can be io_uring or epoll");
   }
 };
 
@@ -86,18 +89,21 @@ inline std::error_code try_ring() noexcept {
 
 /// Makes the reactor that `o` and the environment ask for.
 ///
-/// Errors    std::invalid_argument for an unknown name in COAX_BACKEND; std::system_error when the backend that was
-///           asked for cannot run here. Left to choose, it takes epoll and `reactor::fallback_reason` says why.
+/// Errors    std::invalid_argument for an unknown name in COAX_BACKEND; std::system_error when the
+///           backend that was asked for cannot run here. Left to choose, it takes epoll and
+///           `reactor::fallback_reason` says why.
 inline std::unique_ptr<reactor> make_reactor(const options& o = {}) {
   const detail::backend_wish wish(o.backend);
-  if (o.ring_entries == 0) detail::throw_invalid_argument("coax: options::ring_entries is 0: a ring has at least 1");
+  if (o.ring_entries == 0)
+    detail::throw_invalid_argument("coax: options::ring_entries is 0: a ring has at least 1");
   std::string why;
   if (wish.wanted != backend::epoll) {
 #if defined(COAX_WITHOUT_URING)
     if (wish.wanted == backend::io_uring)
-      detail::throw_system_error(std::make_error_code(std::errc::function_not_supported),
-                                 std::string("coax: ") + wish.by +
-                                 " asks for io_uring, but this program was built with COAX_WITHOUT_URING");
+      detail::throw_system_error(
+          std::make_error_code(std::errc::function_not_supported),
+          std::string("coax: ") + wish.by +
+              " asks for io_uring, but this program was built with COAX_WITHOUT_URING");
 #else
     std::error_code failed = detail::try_ring();
     if (!failed) {
@@ -108,7 +114,8 @@ inline std::unique_ptr<reactor> make_reactor(const options& o = {}) {
       }
     }
     if (wish.wanted == backend::io_uring)
-      detail::throw_system_error(failed, std::string("coax: ") + wish.by + " asks for io_uring, which cannot run here");
+      detail::throw_system_error(
+          failed, std::string("coax: ") + wish.by + " asks for io_uring, which cannot run here");
     why = "io_uring: " + failed.message();
     if (failed == std::errc::invalid_argument) why += " (it needs Linux 6.1)";
 #endif

@@ -53,7 +53,8 @@ class descriptor_table {
     if (fd < 0) return nullptr;
     const auto index = static_cast<std::size_t>(fd);
     if (index >= entries_.size()) {
-      if (::fcntl(fd, F_GETFD) < 0) return nullptr;  // also bounds the table by the limit on open files
+      if (::fcntl(fd, F_GETFD) < 0)
+        return nullptr;  // also bounds the table by the limit on open files
       while (index >= entries_.size()) {
         entries_.emplace_back();
         entries_.back().fd = static_cast<int>(entries_.size()) - 1;

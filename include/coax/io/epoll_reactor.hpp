@@ -31,10 +31,11 @@ class epoll_reactor final : public readiness_reactor {
   std::string_view backend() const noexcept override { return "epoll"; }
 
  private:
-  static_assert(EPOLLIN == POLLIN && EPOLLOUT == POLLOUT && EPOLLPRI == POLLPRI && EPOLLERR == POLLERR &&
-                EPOLLHUP == POLLHUP && EPOLLRDHUP == POLLRDHUP);
+  static_assert(EPOLLIN == POLLIN && EPOLLOUT == POLLOUT && EPOLLPRI == POLLPRI &&
+                EPOLLERR == POLLERR && EPOLLHUP == POLLHUP && EPOLLRDHUP == POLLRDHUP);
 
-  static constexpr std::uint32_t stream_events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
+  static constexpr std::uint32_t stream_events =
+      EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
   static constexpr int events_max = 256;  // a turn
 
   int park(descriptor& d, const operation& op) noexcept override {
@@ -44,11 +45,13 @@ class epoll_reactor final : public readiness_reactor {
       return add(d, stream_events);
     }
     if (op.watched_as() == watching::shared) {
-      // EXCLUSIVE wakes one of the processes that wait, not all. It can be added and deleted, not modified.
+      // EXCLUSIVE wakes one of the processes that wait, not all. It can be added and deleted, not
+      // modified.
       if (d.registered) return 0;
       return add(d, EPOLLIN | EPOLLEXCLUSIVE);
     }
-    // The number may stand for another file than last time, and the registration be gone with the old one.
+    // The number may stand for another file than last time, and the registration be gone with the
+    // old one.
     ++d.generation;
     const std::uint32_t wanted = wanted_by(d.reader) | wanted_by(d.writer) | EPOLLONESHOT;
     const int modified = control(EPOLL_CTL_MOD, d, wanted);
@@ -68,7 +71,8 @@ class epoll_reactor final : public readiness_reactor {
     for (int i = 0; i < count; ++i) {
       const epoll_event& event = events_[static_cast<std::size_t>(i)];
       descriptor* d = descriptors().known(static_cast<int>(event.data.u64 & UINT32_MAX));
-      if (d == nullptr || d->generation != event.data.u64 >> 32) continue;  // of a descriptor that is gone
+      // Of a descriptor that is gone?
+      if (d == nullptr || d->generation != event.data.u64 >> 32) continue;
       became_ready(*d, event.events);
       // ONESHOT has fired for both directions: ask again for the one that still waits.
       if (!d->owned && !d->registered && !d->idle())
@@ -79,7 +83,8 @@ class epoll_reactor final : public readiness_reactor {
   int wait(std::optional<clock::time_point> deadline) noexcept {
     timespec limit{};
     if (deadline) {
-      const clock::duration left = *deadline == clock::time_point::min() ? clock::duration::zero() : *deadline - now();
+      const clock::duration left =
+          *deadline == clock::time_point::min() ? clock::duration::zero() : *deadline - now();
       if (left > clock::duration::zero()) {
         const auto whole = std::chrono::duration_cast<std::chrono::seconds>(left);
         limit.tv_sec = static_cast<time_t>(whole.count());
@@ -92,15 +97,16 @@ class epoll_reactor final : public readiness_reactor {
                                    deadline ? &limit : nullptr, nullptr, 0);
       if (count >= 0) return static_cast<int>(count);
       if (errno != ENOSYS && errno != EPERM) return 0;  // EINTR: the next turn asks again
-      has_pwait2_ = false;                              // before Linux 5.11, or a container's filter
+      has_pwait2_ = false;  // before Linux 5.11, or a container's filter
     }
     int milliseconds = -1;
     if (deadline) {
       // Rounded up: waking early would mean spinning until the deadline.
       constexpr time_t longest = 24 * 60 * 60;
-      milliseconds = limit.tv_sec >= longest
-                         ? static_cast<int>(longest * 1000)
-                         : static_cast<int>(limit.tv_sec * 1000 + (limit.tv_nsec + 999'999) / 1'000'000);
+      milliseconds =
+          limit.tv_sec >= longest
+              ? static_cast<int>(longest * 1000)
+              : static_cast<int>(limit.tv_sec * 1000 + (limit.tv_nsec + 999'999) / 1'000'000);
     }
     const int count = ::epoll_wait(epoll_.get(), events_.data(), events_max, milliseconds);
     return count < 0 ? 0 : count;

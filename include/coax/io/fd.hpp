@@ -20,12 +20,14 @@
 
 /// Waiting on a descriptor that is not coax's: a pipe, a terminal, a device, a library's socket.
 ///
-/// The descriptor is borrowed: coax neither closes it nor changes its mode. One reader and one writer may wait on it at a
-/// time; another gets std::errc::device_or_resource_busy. It must stay open until the wait has ended.
+/// The descriptor is borrowed: coax neither closes it nor changes its mode. One reader and one
+/// writer may wait on it at a time; another gets std::errc::device_or_resource_busy. It must stay
+/// open until the wait has ended.
 
 namespace coax::inline COAX_ABI {
 
-/// Accepts one connection from a listening socket. Other processes may accept from it too if it is in non-blocking mode.
+/// Accepts one connection from a listening socket. Other processes may accept from it too if it is
+/// in non-blocking mode.
 ///
 /// Result    the connection's descriptor, close-on-exec.
 /// Errors    as accept(2).
@@ -57,10 +59,13 @@ namespace coax::inline COAX_ABI {
 /// Result    the events that are true.
 /// Errors    EBADF when `fd` is not open.
 /// See       poll(2).
-[[nodiscard]] inline operations::poll poll(int fd, short events) noexcept { return operations::poll(fd, events); }
+[[nodiscard]] inline operations::poll poll(int fd, short events) noexcept {
+  return operations::poll(fd, events);
+}
 
-/// Waits until one of the descriptors is ready, as poll(2) does and libco's `co_poll`. Entries with a negative
-/// descriptor are passed over; with nothing to wait for it waits until it is cancelled, so put it under `within`.
+/// Waits until one of the descriptors is ready, as poll(2) does and libco's `co_poll`. Entries with
+/// a negative descriptor are passed over; with nothing to wait for it waits until it is cancelled,
+/// so put it under `within`.
 ///
 /// Result    how many entries have a non-zero `revents`; one of a closed descriptor is POLLNVAL.
 /// Errors    as poll(2) and epoll_create1(2).
@@ -79,7 +84,8 @@ inline task<result<std::size_t>> poll(std::span<pollfd> fds) {
         if (wanted.fd < 0) continue;
         epoll_event event{};
         event.data.fd = wanted.fd;
-        // The same descriptor may stand in several entries: it is added once, for all of their events.
+        // The same descriptor may stand in several entries: it is added once, for all of their
+        // events.
         for (const pollfd& same : fds)
           if (same.fd == wanted.fd) event.events |= static_cast<unsigned short>(same.events);
         if (::epoll_ctl(set.get(), EPOLL_CTL_ADD, wanted.fd, &event) < 0 && errno != EEXIST)

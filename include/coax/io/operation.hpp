@@ -29,23 +29,27 @@ inline constexpr short writable = POLLOUT;
 enum class watching : std::uint8_t {
   stream,    ///< ours alone: registered once, readiness is remembered
   borrowed,  ///< may be closed and its number reused behind our back: registered for each wait
-  shared,    ///< a listener that other processes accept from too: interest only while somebody waits
+  shared,  ///< a listener that other processes accept from too: interest only while somebody waits
 };
 
-/// One thing asked of the kernel, which describes itself: a reactor needs to know no more of it than this.
+/// One thing asked of the kernel, which describes itself: a reactor needs to know no more of it
+/// than this.
 ///
-/// An operation lives in the frame of the coroutine that awaits it. Adding one means writing one struct: how
-/// to fill a submission (`prepare`), how to call it without waiting (`perform`), and what an answer means (`take`).
+/// An operation lives in the frame of the coroutine that awaits it. Adding one means writing one
+/// struct: how to fill a submission (`prepare`), how to call it without waiting (`perform`), and
+/// what an answer means (`take`).
 class operation : public waiter {
  public:
   int fd() const noexcept { return fd_; }
   short waits_for() const noexcept { return waits_for_; }
   watching watched_as() const noexcept { return watching_; }
 
-  /// Completion form: fills the submission. What it points to stays as it is until the operation ends.
+  /// Completion form: fills the submission. What it points to stays as it is until the operation
+  /// ends.
   virtual void prepare(io_uring_sqe& sqe) noexcept = 0;
 
-  /// Readiness form: the call, without waiting. Result: as the system call, -EAGAIN if it would have to wait.
+  /// Readiness form: the call, without waiting. Result: as the system call, -EAGAIN if it would
+  /// have to wait.
   virtual int perform(syscalls& calls) noexcept = 0;
 
   /// Takes an answer of either form. True when the operation is done, false to do it again.
@@ -65,7 +69,8 @@ class operation : public waiter {
   bool stop_requested() const noexcept { return stop_requested_; }
 
  protected:
-  operation(int fd, short waits_for, watching how) noexcept : fd_(fd), waits_for_(waits_for), watching_(how) {}
+  operation(int fd, short waits_for, watching how) noexcept
+      : fd_(fd), waits_for_(waits_for), watching_(how) {}
   operation(const operation&) = default;
   ~operation() = default;
 
@@ -92,11 +97,12 @@ class operation : public waiter {
   short waits_for_;
   watching watching_;
   bool stop_requested_ = false;
-  bool polling_ = false;      // io_uring: what is in the ring is a poll for `waits_for`
+  bool polling_ = false;        // io_uring: what is in the ring is a poll for `waits_for`
   bool cancel_queued_ = false;  // io_uring: a cancellation waits for room in the ring
 };
 
-/// Base of an operation that is awaited for a `result<T>`; `Derived::value(answer)` makes the value.
+/// Base of an operation that is awaited for a `result<T>`; `Derived::value(answer)` makes the
+/// value.
 template <class Derived, class T>
 class basic_operation : public operation {
  public:
@@ -106,7 +112,8 @@ class basic_operation : public operation {
   }
 
  protected:
-  explicit basic_operation(int fd, watching how) noexcept : operation(fd, Derived::waits_for, how) {}
+  explicit basic_operation(int fd, watching how) noexcept
+      : operation(fd, Derived::waits_for, how) {}
   basic_operation(int fd, short waits_for, watching how) noexcept : operation(fd, waits_for, how) {}
 };
 

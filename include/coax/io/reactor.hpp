@@ -29,8 +29,9 @@ namespace coax::inline COAX_ABI {
 
 /// A loop that waits for the kernel: operations go in, and end.
 ///
-/// This class knows the rules that do not depend on how the kernel is asked: who may wait on a descriptor, what
-/// stopping and closing mean, and how other threads get in. A backend submits, cancels and waits.
+/// This class knows the rules that do not depend on how the kernel is asked: who may wait on a
+/// descriptor, what stopping and closing mean, and how other threads get in. A backend submits,
+/// cancels and waits.
 ///
 /// Thread    one, but for `wake` and `post`.
 class reactor : public loop {
@@ -43,7 +44,8 @@ class reactor : public loop {
   /// "io_uring" or "epoll".
   virtual std::string_view backend() const noexcept = 0;
 
-  /// Why this is not io_uring, in words; empty when nothing stood in the way of the one that was wanted.
+  /// Why this is not io_uring, in words; empty when nothing stood in the way of the one that was
+  /// wanted.
   const std::string& fallback_reason() const noexcept { return fallback_reason_; }
   void set_fallback_reason(std::string why) { fallback_reason_ = std::move(why); }
 
@@ -54,8 +56,8 @@ class reactor : public loop {
     return clock::time_point(std::chrono::steady_clock::now().time_since_epoch());
   }
 
-  /// One turn: waits for the kernel if nothing is ready, then runs what is ready, then the timers that are due.
-  /// Completions come before timers, so that what has completed beats its timeout.
+  /// One turn: waits for the kernel if nothing is ready, then runs what is ready, then the timers
+  /// that are due. Completions come before timers, so that what has completed beats its timeout.
   void turn() noexcept {
     const running_here guard(*this);
     poll(has_ready() ? std::optional(clock::time_point::min()) : deadlines().next());
@@ -78,12 +80,11 @@ class reactor : public loop {
     wake();
   }
 
-
   /// Runs `t` until the run ends, for the reactor itself. It must not throw.
   void serve(task<> t) { services_.spawn(std::move(t)); }
 
-  /// The time from the first turn of a reactor to its last. At its end everything that waits for the reactor's own
-  /// sake is cancelled, and nothing is left in the kernel.
+  /// The time from the first turn of a reactor to its last. At its end everything that waits for
+  /// the reactor's own sake is cancelled, and nothing is left in the kernel.
   class session {
    public:
     explicit session(reactor& r) : reactor_(r), running_(r) { r.serve(r.wait_for_posts()); }
@@ -93,7 +94,8 @@ class reactor : public loop {
       reactor_.services_.cancel();
       while (!reactor_.services_.all_ended()) reactor_.turn();
       if (reactor_.in_flight_ != 0)
-        detail::fatal("a run has ended while a coroutine that is in no scope still waited in the kernel");
+        detail::fatal(
+            "a run has ended while a coroutine that is in no scope still waited in the kernel");
     }
 
    private:
@@ -116,11 +118,13 @@ class reactor : public loop {
     if (d == nullptr) return op.result_ = -EBADF, true;
     const bool reads = is_reader(op);
     const bool writes = is_writer(op);
-    if ((reads && d->reader != nullptr) || (writes && d->writer != nullptr)) return op.result_ = -EBUSY, true;
+    if ((reads && d->reader != nullptr) || (writes && d->writer != nullptr))
+      return op.result_ = -EBUSY, true;
     if (d->closing) return op.result_ = -EBADF, true;
     if (op.watched_as() == watching::stream) {
       if (!d->owned) take_over(*d);  // it was made on a reactor that is gone
-      if ((reads && d->read_cut) || (writes && d->write_cut)) return op.result_ = operation::cut_before, true;
+      if ((reads && d->read_cut) || (writes && d->write_cut))
+        return op.result_ = operation::cut_before, true;
     }
     if (reads) d->reader = &op;
     if (writes) d->writer = &op;
@@ -138,7 +142,8 @@ class reactor : public loop {
     cancel(op);
   }
 
-  /// Changes when `fd` is closed, so that who comes back to a number can see whether it still is the same.
+  /// Changes when `fd` is closed, so that who comes back to a number can see whether it still is
+  /// the same.
   std::uint32_t life_of(int fd) {
     const descriptor* d = descriptors_.find(fd);
     return d == nullptr ? 0 : d->life;
@@ -157,8 +162,9 @@ class reactor : public loop {
   /// What closing does to the socket itself, which other processes may share.
   enum class closing { everywhere, here };
 
-  /// Closes `fd`. While an operation is pending on it the operation fails with std::errc::operation_canceled, and the number
-  /// stays taken until that has ended; a connection is shut down at once all the same.
+  /// Closes `fd`. While an operation is pending on it the operation fails with
+  /// std::errc::operation_canceled, and the number stays taken until that has ended; a connection
+  /// is shut down at once all the same.
   void close(int fd, closing reach = closing::everywhere) noexcept {
     descriptor* d = descriptors_.known(fd);
     if (d == nullptr || d->idle()) {
@@ -168,7 +174,7 @@ class reactor : public loop {
     }
     d->closing = true;
     if (reach == closing::everywhere) ::shutdown(fd, SHUT_RDWR);
-    operation* const writer = d->writer;  // cancelling the reader may end it, and with the last one the entry
+    operation* const writer = d->writer;  // cancelling the last one renews the entry
     if (d->reader != nullptr) cancel(*d->reader);
     if (writer != nullptr && d->writer == writer) cancel(*writer);
   }
@@ -183,12 +189,13 @@ class reactor : public loop {
 
   // --- the seam: what a backend does ---
 
-  /// Asks the kernel. True when `op` has taken its last answer already; else `ended` or `was_stopped` follows.
+  /// Asks the kernel. True when `op` has taken its last answer already; else `ended` or
+  /// `was_stopped` follows.
   virtual bool submit(operation& op) noexcept = 0;
   /// Asks the kernel to give `op` up. `ended` or `was_stopped` follows.
   virtual void cancel(operation& op) noexcept = 0;
-  /// Submits everything and waits until something has ended or `deadline` has passed; without one, for ever.
-  /// Resumes nothing: what ends becomes ready.
+  /// Submits everything and waits until something has ended or `deadline` has passed; without one,
+  /// for ever. Resumes nothing: what ends becomes ready.
   virtual void poll(std::optional<clock::time_point> deadline) noexcept = 0;
   /// The entry of a descriptor that nobody waits on any more is about to be closed or forgotten.
   virtual void forget(descriptor&) noexcept {}
@@ -218,9 +225,14 @@ class reactor : public loop {
 
   descriptor_table& descriptors() noexcept { return descriptors_; }
 
-  static bool is_writer(const operation& op) noexcept { return (op.waits_for() & interest::writable) != 0; }
-  /// Whoever does not wait for writing counts as a reader: urgent data and hang-ups are news from the peer.
-  static bool is_reader(const operation& op) noexcept { return (op.waits_for() & ~interest::writable) != 0 || !is_writer(op); }
+  static bool is_writer(const operation& op) noexcept {
+    return (op.waits_for() & interest::writable) != 0;
+  }
+  /// Whoever does not wait for writing counts as a reader: urgent data and hang-ups are news from
+  /// the peer.
+  static bool is_reader(const operation& op) noexcept {
+    return (op.waits_for() & ~interest::writable) != 0 || !is_writer(op);
+  }
 
  private:
   friend class operation;
@@ -247,7 +259,8 @@ class reactor : public loop {
     d.ready = descriptor::unknown;
   }
 
-  /// Somebody closed a borrowed descriptor under a pending wait, and its number came back as a new stream.
+  /// Somebody closed a borrowed descriptor under a pending wait, and its number came back as a new
+  /// stream.
   void forsake_waiters(descriptor& d) noexcept {
     operation* const writer = d.writer;
     if (d.reader != nullptr) cancel(*d.reader);

@@ -9,17 +9,19 @@
 
 namespace coax::inline COAX_ABI {
 
-/// A reactor over a kernel that says when a call is worth trying: perform; if it would block, park; perform again.
+/// A reactor over a kernel that says when a call is worth trying: perform; if it would block, park;
+/// perform again.
 ///
-/// epoll and the simulation differ only in how they park, wait and tell the time, and in their `syscalls`.
+/// epoll and the simulation differ only in how they park, wait and tell the time, and in their
+/// `syscalls`.
 class readiness_reactor : public reactor {
  protected:
   using reactor::reactor;
 
   // --- what is left to a backend ---
 
-  /// Sees to it that `became_ready` is called once `d` may be ready for what its reader and writer wait for.
-  /// Result: 0 or -errno.
+  /// Sees to it that `became_ready` is called once `d` may be ready for what its reader and writer
+  /// wait for. Result: 0 or -errno.
   virtual int park(descriptor& d, const operation& op) noexcept = 0;
 
   // --- what a backend reports ---
@@ -44,7 +46,8 @@ class readiness_reactor : public reactor {
   }
 
  private:
-  // One operation tries so often in a row at most, so that a transfer of gigabytes lets others in between.
+  // One operation tries so often in a row at most, so that a transfer of gigabytes lets others in
+  // between.
   static constexpr int tries_max = 16;
 
   bool submit(operation& op) noexcept final { return attempt(op); }
@@ -67,12 +70,14 @@ class readiness_reactor : public reactor {
       const int answer = op.perform(system());
       if (answer == -EINTR) continue;
       if (answer == -EAGAIN) {
-        // What was seen once of a hang-up stays true, but it does not make a call ready that says it is not.
+        // What was seen once of a hang-up stays true, but it does not make a call ready that says
+        // it is not.
         d.ready &= ~wanted;
         return wait_for(op, d);
       }
-      // A TCP read that came back short has emptied the socket, so the next one need not ask. Not so once the peer has
-      // ended the stream or sent urgent data: these came with an edge that is not repeated, and there is more to read.
+      // A TCP read that came back short has emptied the socket, so the next one need not ask. Not
+      // so once the peer has ended the stream or sent urgent data: these came with an edge that is
+      // not repeated, and there is more to read.
       if (op.drained() && d.tcp && (d.ready & descriptor::sticky) == 0) d.ready &= ~wanted;
       if (take(op, answer)) return true;
       if (op.stop_requested()) break;

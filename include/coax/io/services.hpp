@@ -10,8 +10,8 @@
 
 namespace coax::inline COAX_ABI::detail {
 
-/// The tasks a reactor runs for itself, such as waiting for its own wake-up. They never return; they are cancelled when
-/// the run ends.
+/// The tasks a reactor runs for itself, such as waiting for its own wake-up. They never return;
+/// they are cancelled when the run ends.
 class services {
  public:
   void spawn(task<> t) { running_.emplace_back(std::move(t)); }

@@ -19,8 +19,8 @@
 
 namespace coax::inline COAX_ABI {
 
-/// The system calls coax makes on descriptors while a reactor runs. This is the kernel; a test or a simulation
-/// overrides what it wants to answer itself.
+/// The system calls coax makes on descriptors while a reactor runs. This is the kernel; a test or a
+/// simulation overrides what it wants to answer itself.
 ///
 /// Result    what the call gives, or -errno.
 class syscalls {
@@ -36,13 +36,18 @@ class syscalls {
   virtual int send(int fd, const void* from, std::size_t size, int flags) noexcept {
     return answer(::send(fd, from, size, flags));
   }
-  virtual int read(int fd, void* into, std::size_t size) noexcept { return answer(::read(fd, into, size)); }
-  /// Of a descriptor in blocking mode, to which poll(2) says one can write, takes at most what then fits for sure.
+  virtual int read(int fd, void* into, std::size_t size) noexcept {
+    return answer(::read(fd, into, size));
+  }
+  /// Of a descriptor in blocking mode, to which poll(2) says one can write, takes at most what then
+  /// fits for sure.
   virtual int write(int fd, const void* from, std::size_t size) noexcept {
     if (size > PIPE_BUF && could_block(fd)) size = PIPE_BUF;
     return answer(::write(fd, from, size));
   }
-  virtual int accept(int fd, int flags) noexcept { return answer(::accept4(fd, nullptr, nullptr, flags)); }
+  virtual int accept(int fd, int flags) noexcept {
+    return answer(::accept4(fd, nullptr, nullptr, flags));
+  }
   virtual int connect(int fd, const sockaddr* to, socklen_t size) noexcept {
     return answer(::connect(fd, to, size));
   }
@@ -53,7 +58,8 @@ class syscalls {
     const int got = answer(::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size));
     return got < 0 ? got : -error;
   }
-  /// Whether `fd` was opened for reading (O_RDONLY) or for writing (O_WRONLY), as `how` says: 0 or -EBADF.
+  /// Whether `fd` was opened for reading (O_RDONLY) or for writing (O_WRONLY), as `how` says: 0 or
+  /// -EBADF.
   virtual int opened_for(int fd, int how) noexcept {
     const int flags = answer(::fcntl(fd, F_GETFL));
     if (flags < 0) return flags;
@@ -67,7 +73,9 @@ class syscalls {
     return got < 0 ? got : does != 0 ? 0 : -EINVAL;
   }
   /// Never waits.
-  virtual int poll(pollfd* fds, std::size_t count) noexcept { return answer(::poll(fds, count, 0)); }
+  virtual int poll(pollfd* fds, std::size_t count) noexcept {
+    return answer(::poll(fds, count, 0));
+  }
 
 #if !defined(COAX_WITHOUT_URING)
   /// Submits what is queued and runs pending completion work, without waiting.
@@ -86,12 +94,15 @@ class syscalls {
   }
 
  protected:
-  static int answer(ssize_t result) noexcept { return result < 0 ? -errno : static_cast<int>(result); }
+  static int answer(ssize_t result) noexcept {
+    return result < 0 ? -errno : static_cast<int>(result);
+  }
 
  private:
   static bool could_block(int fd) noexcept {
-    struct stat status {};
-    return (::fcntl(fd, F_GETFL) & O_NONBLOCK) == 0 && ::fstat(fd, &status) == 0 && !S_ISREG(status.st_mode);
+    struct stat status{};
+    return (::fcntl(fd, F_GETFL) & O_NONBLOCK) == 0 && ::fstat(fd, &status) == 0 &&
+           !S_ISREG(status.st_mode);
   }
 };
 

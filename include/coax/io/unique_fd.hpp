@@ -24,7 +24,8 @@ class unique_fd {
   explicit operator bool() const noexcept { return fd_ >= 0; }
   int release() noexcept { return std::exchange(fd_, -1); }
   void reset(int fd = -1) noexcept {
-    if (fd_ >= 0) ::close(fd_);  // Linux has freed the number even when close fails: never a second try
+    if (fd_ >= 0)
+      ::close(fd_);  // Linux has freed the number even when close fails: never a second try
     fd_ = fd;
   }
 

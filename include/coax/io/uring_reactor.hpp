@@ -20,19 +20,22 @@ namespace coax::inline COAX_ABI {
 
 /// The reactor over io_uring(7): one ring, used by one thread, one system call a turn.
 ///
-/// Only the final completion of an operation ends it; asking to cancel one merely makes that come sooner. An answer of
-/// -EAGAIN (a descriptor in non-blocking mode) is followed by a poll in the ring and another try.
+/// Only the final completion of an operation ends it; asking to cancel one merely makes that come
+/// sooner. An answer of -EAGAIN (a descriptor in non-blocking mode) is followed by a poll in the
+/// ring and another try.
 class uring_reactor final : public reactor {
  public:
   static constexpr unsigned entries_default = 256;
   static constexpr unsigned setup_flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-                                          IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CLAMP;
+                                          IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL |
+                                          IORING_SETUP_CLAMP;
 
   /// Sets up a ring of `entries` submissions, at least 1.
   ///
-  /// Errors    std::system_error as io_uring_queue_init_params(3): EPERM or ENOSYS where io_uring is refused or
-  ///           unknown, EINVAL before Linux 6.1, ENOMEM when locked memory is short.
-  explicit uring_reactor(unsigned entries = entries_default, syscalls& calls = syscalls::kernel()) : reactor(calls) {
+  /// Errors    std::system_error as io_uring_queue_init_params(3): EPERM or ENOSYS where io_uring
+  ///           is refused or unknown, EINVAL before Linux 6.1, ENOMEM when locked memory is short.
+  explicit uring_reactor(unsigned entries = entries_default, syscalls& calls = syscalls::kernel())
+      : reactor(calls) {
     io_uring_params params{};
     params.flags = setup_flags | IORING_SETUP_CQSIZE;
     params.cq_entries = entries * completions_per_entry;
@@ -72,7 +75,8 @@ class uring_reactor final : public reactor {
 
   void poll(std::optional<clock::time_point> deadline) noexcept override {
     queue_backlog();
-    const bool must_not_wait = deadline && (*deadline == clock::time_point::min() || *deadline <= now());
+    const bool must_not_wait =
+        deadline && (*deadline == clock::time_point::min() || *deadline <= now());
     int entered = 0;
     if (!must_not_wait) {
       __kernel_timespec limit{};
@@ -82,9 +86,10 @@ class uring_reactor final : public reactor {
       // Completions appear only when the ring is entered: looking at it would starve them.
       entered = system().ring_submit(ring_);
     }
-    // ETIME is the deadline, EINTR a signal; EAGAIN and EBUSY say that completions must be reaped before more is
-    // taken; what was not submitted stays queued for the next turn.
-    if (entered == -EBADR) detail::fatal("io_uring has lost completions: the kernel had no memory to keep them");
+    // ETIME is the deadline, EINTR a signal; EAGAIN and EBUSY say that completions must be reaped
+    // before more is taken; what was not submitted stays queued for the next turn.
+    if (entered == -EBADR)
+      detail::fatal("io_uring has lost completions: the kernel had no memory to keep them");
     reap();
     queue_backlog();
   }
@@ -160,7 +165,7 @@ class uring_reactor final : public reactor {
       auto& op = static_cast<operation&>(*cancellations_.pop());
       op.cancel_queued_ = false;
       io_uring_prep_cancel(sqe, &op, 0);
-      io_uring_sqe_set_data(sqe, nullptr);  // its own completion says nothing that the operation's does not
+      io_uring_sqe_set_data(sqe, nullptr);  // what it says, the operation's completion says too
     }
   }
 
@@ -180,8 +185,10 @@ class uring_reactor final : public reactor {
   }
 
   io_uring ring_{};
-  ready_queue backlog_;        // operations the ring had no room for; bounded, for they live in their frames
-  ready_queue cancellations_;  // operations whose cancellation the ring had no room for
+  // What the ring had no room for: operations, and cancellations of operations. Bounded, for they
+  // live in their frames.
+  ready_queue backlog_;
+  ready_queue cancellations_;
 };
 
 }  // namespace coax::inline COAX_ABI

@@ -25,8 +25,8 @@ namespace coax::inline COAX_ABI {
 /// Connects to `to`. The kernel gives up after minutes: put it under `within`.
 ///
 /// Result    the connection, with TCP_NODELAY.
-/// Errors    as socket(2) and connect(2): ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ...; std::errc::invalid_argument for
-///           an unspecified endpoint.
+/// Errors    as socket(2) and connect(2): ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ...;
+///           std::errc::invalid_argument for an unspecified endpoint.
 inline task<result<stream>> connect(endpoint to) {
   using namespace std::chrono_literals;
   if (to.family() == AF_UNSPEC) co_return std::errc::invalid_argument;
@@ -34,23 +34,27 @@ inline task<result<stream>> connect(endpoint to) {
   if (!fd) co_return std::error_code(errno, std::system_category());
 
   if (to.is_unix()) {
-    // It is there or it is not; only a full backlog means waiting, and nothing tells when that has room.
+    // It is there or it is not; only a full backlog means waiting, and nothing tells when that has
+    // room.
     clock::duration pause = 1ms;
     while (true) {
       const int answer = reactor::current().system().connect(fd.get(), to.data(), to.size());
       if (answer == 0) co_return stream(std::move(fd), false);
-      if (answer != -EAGAIN && answer != -EINTR) co_return std::error_code(-answer, std::system_category());
+      if (answer != -EAGAIN && answer != -EINTR)
+        co_return std::error_code(-answer, std::system_category());
       co_await sleep_for(pause);
       pause = std::min<clock::duration>(pause * 2, 100ms);
     }
   }
 
   const int on = 1;
-  ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));  // no Nagle is a wish, not a condition
+  ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on,
+               sizeof(on));  // a wish, not a condition
   auto connected = co_await operations::connect(fd.get(), to.data(), to.size());
   if (!connected) co_return connected.error();
   stream made(std::move(fd), true);
-  // Nobody listens there, but the kernel gave this socket that very port to connect from: it talks to itself.
+  // Nobody listens there, but the kernel gave this socket that very port to connect from: it talks
+  // to itself.
   const result<endpoint> here = made.local_endpoint();
   const result<endpoint> there = made.remote_endpoint();
   if (here && there && *here == *there) co_return std::errc::connection_refused;

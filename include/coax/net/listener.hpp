@@ -26,8 +26,8 @@ namespace coax::inline COAX_ABI {
 
 /// How a listener is set up.
 struct listen_options {
-  bool reuse_port = false;  ///< several sockets may listen on the address; the kernel spreads connections (SO_REUSEPORT)
-  int backlog = SOMAXCONN;  ///< connections the kernel keeps until they are accepted; it has an upper limit of its own
+  bool reuse_port = false;  ///< several sockets may share the address, and the load (SO_REUSEPORT)
+  int backlog = SOMAXCONN;  ///< connections that may wait in the kernel; it has a limit of its own
   bool v6only = false;      ///< an IPv6 listener takes no IPv4 connections (IPV6_V6ONLY)
   bool nodelay = true;      ///< connections send small writes at once (TCP_NODELAY)
   bool keepalive = false;   ///< connections probe an idle peer (SO_KEEPALIVE)
@@ -35,15 +35,16 @@ struct listen_options {
 
 /// A socket that accepts connections, on TCP or a Unix path.
 ///
-/// Needs no reactor to be opened, so it can be bound before a fork and be shared by the processes. The path of a Unix
-/// listener is not removed when it closes.
+/// Needs no reactor to be opened, so it can be bound before a fork and be shared by the processes.
+/// The path of a Unix listener is not removed when it closes.
 ///
 /// Thread    any that has it to itself; with a reactor, the reactor's.
 class listener {
  public:
   /// Opens a listener on `where`: "127.0.0.1:9000", "[::1]:0", "unix:/run/x".
   ///
-  /// Errors    as endpoint::parse, socket(2), bind(2), listen(2): a port in use is std::errc::address_in_use.
+  /// Errors    as endpoint::parse, socket(2), bind(2), listen(2): a port in use is
+  ///           std::errc::address_in_use.
   static result<listener> bind(std::string_view where, const listen_options& how = {}) {
     const result<endpoint> parsed = endpoint::parse(where);
     if (!parsed) return parsed.error();
@@ -55,7 +56,8 @@ class listener {
     if (!fd) return last_error();
     if (!where.is_unix()) {
       // What is set here the connections inherit.
-      if (!set(fd, SOL_SOCKET, SO_REUSEADDR, true) || (how.reuse_port && !set(fd, SOL_SOCKET, SO_REUSEPORT, true)) ||
+      if (!set(fd, SOL_SOCKET, SO_REUSEADDR, true) ||
+          (how.reuse_port && !set(fd, SOL_SOCKET, SO_REUSEPORT, true)) ||
           (where.family() == AF_INET6 && !set(fd, IPPROTO_IPV6, IPV6_V6ONLY, how.v6only)) ||
           (how.nodelay && !set(fd, IPPROTO_TCP, TCP_NODELAY, true)) ||
           (how.keepalive && !set(fd, SOL_SOCKET, SO_KEEPALIVE, true)))
@@ -79,15 +81,17 @@ class listener {
 
   /// Waits for a connection.
   ///
-  /// What ends a single connection, or says that memory or descriptors are short, is not an error of the listener: the
-  /// former is passed over, the latter waited out, while connections wait in the kernel's backlog.
+  /// What ends a single connection, or says that memory or descriptors are short, is not an error
+  /// of the listener: the former is passed over, the latter waited out, while connections wait in
+  /// the kernel's backlog.
   ///
   /// Errors    EBADF when it is closed, std::errc::operation_canceled when it is closed meanwhile,
-  ///           std::errc::device_or_resource_busy when another task accepts from it; else as accept(2).
+  ///           std::errc::device_or_resource_busy when another task accepts from it; else as
+  ///           accept(2).
   task<result<stream>> accept() { return accept_on(fd_.get(), tcp_); }
 
-  /// Stops listening; a task that waits in `accept` gets std::errc::operation_canceled. Connections that nobody
-  /// accepted are refused once the last process has closed it.
+  /// Stops listening; a task that waits in `accept` gets std::errc::operation_canceled. Connections
+  /// that nobody accepted are refused once the last process has closed it.
   void close() noexcept {
     const int fd = fd_.release();
     if (fd < 0) return;
@@ -134,12 +138,13 @@ class listener {
       if (accepted) co_return stream(std::move(*accepted), tcp);
       const bool of_one_connection = ends_one_connection(accepted.error().value());
       if (!of_one_connection && !is_shortage(accepted.error().value())) co_return accepted.error();
-      // A connection that failed is replaced by the next one at once; when that does not end, something else is
-      // wrong, and trying on would burn a core.
+      // A connection that failed is replaced by the next one at once; when that does not end,
+      // something else is wrong, and trying on would burn a core.
       if (of_one_connection && ++passed_over < passed_over_max) continue;
       co_await sleep_for(pause);
       pause = std::min(pause * 2, pause_max);
-      if (reactor::current().life_of(fd) != life) co_return std::errc::operation_canceled;  // closed meanwhile
+      if (reactor::current().life_of(fd) != life)
+        co_return std::errc::operation_canceled;  // closed meanwhile
     }
   }
 

@@ -26,8 +26,8 @@ namespace coax::inline COAX_ABI {
 
 /// A connection: a stream of bytes each way, over TCP or a Unix socket.
 ///
-/// One task may read and one may write at a time; another gets std::errc::device_or_resource_busy at once. Reading
-/// and writing stay valid when the stream object is moved meanwhile.
+/// One task may read and one may write at a time; another gets std::errc::device_or_resource_busy
+/// at once. Reading and writing stay valid when the stream object is moved meanwhile.
 ///
 /// Destroying it closes the connection at once; what a task still waits for on it fails with
 /// std::errc::operation_canceled. To be sure that the peer gets the last bytes, `co_await close()`.
@@ -37,13 +37,14 @@ class stream {
  public:
   /// Takes over `fd`, a connected stream socket.
   ///
-  /// Errors    EBADF, ENOTSOCK as getsockopt(2); std::errc::invalid_argument for another type of socket. `fd`
-  ///           stays the caller's then.
+  /// Errors    EBADF, ENOTSOCK as getsockopt(2); std::errc::invalid_argument for another type of
+  ///           socket. `fd` stays the caller's then.
   static result<stream> adopt(int fd) {
     int type = 0;
     int domain = 0;
     socklen_t size = sizeof(type);
-    if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0) return std::error_code(errno, std::system_category());
+    if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
+      return std::error_code(errno, std::system_category());
     if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
       return std::error_code(errno, std::system_category());
     if (type != SOCK_STREAM) return std::errc::invalid_argument;
@@ -72,7 +73,8 @@ class stream {
   /// Reads until `into` is full.
   ///
   /// Cut off in the middle by a timeout or a cancellation, it makes every later read fail with
-  /// coax::errc::transfer_cut: what was read is lost, and the next byte would be taken for the beginning of a message.
+  /// coax::errc::transfer_cut: what was read is lost, and the next byte would be taken for the
+  /// beginning of a message.
   ///
   /// Result    `into.size()`.
   /// Errors    coax::errc::end_of_stream when the stream ends before that; else as recv(2).
@@ -81,8 +83,8 @@ class stream {
     return {fd_, into, operations::recv::until::full};
   }
 
-  /// Writes all of `from`: it returns when the kernel has taken over the last byte. A peer that does not read makes it
-  /// wait; put it under `within`.
+  /// Writes all of `from`: it returns when the kernel has taken over the last byte. A peer that
+  /// does not read makes it wait; put it under `within`.
   ///
   /// Cut off in the middle, it makes every later write fail with coax::errc::transfer_cut.
   ///
@@ -92,7 +94,9 @@ class stream {
   [[nodiscard]] operations::send write(std::span<const std::byte> from) noexcept {
     return {fd_, from, operations::send::until::all};
   }
-  [[nodiscard]] operations::send write(std::string_view from) noexcept { return write(std::as_bytes(std::span(from))); }
+  [[nodiscard]] operations::send write(std::string_view from) noexcept {
+    return write(std::as_bytes(std::span(from)));
+  }
 
   /// Writes what the socket takes, at least a byte.
   ///
@@ -114,11 +118,13 @@ class stream {
 
   /// Ends this side, reads and drops what the peer still sends until it ends its own, then closes.
   ///
-  /// Closing with unread bytes makes the kernel reset the connection, and the peer may lose the last reply with it.
-  /// This waits for the peer up to `linger_limit` and `linger_bytes_max`. The object has no connection from the call
-  /// on; a task that is not awaited, or is cancelled, closes at once.
+  /// Closing with unread bytes makes the kernel reset the connection, and the peer may lose the
+  /// last reply with it. This waits for the peer up to `linger_limit` and `linger_bytes_max`. The
+  /// object has no connection from the call on; a task that is not awaited, or is cancelled, closes
+  /// at once.
   ///
-  /// Errors    std::errc::timed_out or std::errc::connection_aborted when a limit was reached; as shutdown(2).
+  /// Errors    std::errc::timed_out or std::errc::connection_aborted when a limit was reached; as
+  ///           shutdown(2).
   task<result<void>> close() { return linger(stream(std::move(*this))); }
 
   static constexpr std::chrono::seconds linger_limit{2};

@@ -31,9 +31,12 @@ namespace coax::inline COAX_ABI {
 
 /// How `prefork` runs its processes.
 struct prefork_options {
-  int processes = 0;                                         ///< 0: one for each processor this process may use
-  clock::duration drain = std::chrono::seconds(15);          ///< from the first SIGTERM or SIGINT until SIGKILL
-  options reactor{};                                         ///< what each process runs on
+  /// 0: one for each processor this process may use.
+  int processes = 0;
+  /// From the first SIGTERM or SIGINT until those that have not ended are killed.
+  clock::duration drain = std::chrono::seconds(15);
+  /// What each process runs on.
+  options reactor{};
 };
 
 namespace detail {
@@ -67,13 +70,14 @@ class supervised {
     started_at_ = now();
   }
 
-  /// One that had settled is started again at once; one that keeps dying young waits longer each time.
-  /// Result: how long it is to wait.
+  /// One that had settled is started again at once; one that keeps dying young waits longer each
+  /// time. Result: how long it is to wait.
   clock::duration ended() noexcept {
     pid_ = 0;
     const bool young = now() - started_at_ < healthy_after;
     const clock::duration pause = young ? next_pause_ : clock::duration::zero();
-    next_pause_ = !young ? clock::duration::zero() : std::clamp(next_pause_ * 2, pause_first, pause_max);
+    next_pause_ =
+        !young ? clock::duration::zero() : std::clamp(next_pause_ * 2, pause_first, pause_max);
     start_due_ = now() + pause;
     return pause;
   }
@@ -88,10 +92,11 @@ class supervised {
 /// The parent of `prefork`: starts, waits, starts again, and stops. It runs no reactor.
 class supervisor {
  public:
-  supervisor(int processes, clock::duration drain) : drain_(drain), children_(static_cast<std::size_t>(processes)) {
+  supervisor(int processes, clock::duration drain)
+      : drain_(drain), children_(static_cast<std::size_t>(processes)) {
     sigemptyset(&handled_);
     for (const int number : {SIGCHLD, SIGTERM, SIGINT}) sigaddset(&handled_, number);
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = SIG_DFL;  // where it is ignored, the kernel keeps no exit status
     ::sigaction(SIGCHLD, &action, &sigchld_before_);
     ::pthread_sigmask(SIG_BLOCK, &handled_, &mask_before_);
@@ -103,8 +108,9 @@ class supervisor {
     ::sigaction(SIGCHLD, &sigchld_before_, nullptr);
   }
 
-  /// Runs until a signal has stopped it and all children have ended. `child(number)` is the life of one of them; what it
-  /// gives is its exit status. `stop_listening` runs in the parent before the signal is passed on.
+  /// Runs until a signal has stopped it and all children have ended. `child(number)` is the life of
+  /// one of them; what it gives is its exit status. `stop_listening` runs in the parent before the
+  /// signal is passed on.
   ///
   /// Result    0 when all children ended by themselves with status 0 after the signal; else 1.
   template <class Child, class StopListening>
@@ -146,8 +152,8 @@ class supervisor {
       const int error = errno;
       each.started(0);
       const auto pause = std::chrono::duration_cast<std::chrono::milliseconds>(each.ended());
-      say("process " + std::to_string(i + 1) + " cannot be started: " + std::strerror(error) + "; next try in " +
-          std::to_string(pause.count()) + " ms");
+      say("process " + std::to_string(i + 1) + " cannot be started: " + std::strerror(error) +
+          "; next try in " + std::to_string(pause.count()) + " ms");
     }
   }
 
@@ -164,7 +170,8 @@ class supervisor {
   }
 
   bool none_runs() const noexcept {
-    return std::none_of(children_.begin(), children_.end(), [](const supervised& each) { return each.runs(); });
+    return std::none_of(children_.begin(), children_.end(),
+                        [](const supervised& each) { return each.runs(); });
   }
 
   /// Waits for a signal, the next start or the end of the drain. Result: the signal, or -1.
@@ -183,7 +190,8 @@ class supervisor {
     return ::sigtimedwait(&handled_, nullptr, &limit);
   }
 
-  /// One SIGCHLD may stand for several: asks for each child by name, so that it never takes somebody else's.
+  /// One SIGCHLD may stand for several: asks for each child by name, so that it never takes
+  /// somebody else's.
   void reap() {
     for (std::size_t i = 0; i < children_.size(); ++i) {
       supervised& each = children_[i];
@@ -191,10 +199,12 @@ class supervisor {
       if (!each.runs() || ::waitpid(each.pid(), &status, WNOHANG) != each.pid()) continue;
       const pid_t pid = each.pid();
       const auto pause = std::chrono::duration_cast<std::chrono::milliseconds>(each.ended());
-      std::string line =
-          "process " + std::to_string(i + 1) + " (pid " + std::to_string(pid) + ") ended: " + end_in_words(status);
+      std::string line = "process " + std::to_string(i + 1) + " (pid " + std::to_string(pid) +
+                         ") ended: " + end_in_words(status);
       if (stops_ == 0)
-        line += pause.count() == 0 ? "; starting it again" : "; starting it again in " + std::to_string(pause.count()) + " ms";
+        line += pause.count() == 0
+                    ? "; starting it again"
+                    : "; starting it again in " + std::to_string(pause.count()) + " ms";
       else
         all_well_ = all_well_ && status == 0;
       say(line);
@@ -219,7 +229,7 @@ class supervisor {
   std::vector<supervised> children_;
   sigset_t handled_{};
   sigset_t mask_before_{};
-  struct sigaction sigchld_before_ {};
+  struct sigaction sigchld_before_{};
   int stops_ = 0;
   clock::time_point kill_at_ = clock::time_point::max();
   bool all_well_ = true;
@@ -244,8 +254,8 @@ int run_child(const options& o, int number, const Make& make) {
     const signal_mask_kept mask;
     ignore_sigpipe();
     const std::string why = r->fallback_reason().empty() ? "" : " (" + r->fallback_reason() + ")";
-    std::fprintf(stderr, "coax: process %d (pid %d) started: %s%s\n", number, static_cast<int>(::getpid()),
-                 std::string(r->backend()).c_str(), why.c_str());
+    std::fprintf(stderr, "coax: process %d (pid %d) started: %s%s\n", number,
+                 static_cast<int>(::getpid()), std::string(r->backend()).c_str(), why.c_str());
     if constexpr (std::is_same_v<decltype(make()), task<int>>) {
       return run_on(*r, make);
     } else {
@@ -253,41 +263,46 @@ int run_child(const options& o, int number, const Make& make) {
       return 0;
     }
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "coax: process %d (pid %d): %s\n", number, static_cast<int>(::getpid()), e.what());
+    std::fprintf(stderr, "coax: process %d (pid %d): %s\n", number, static_cast<int>(::getpid()),
+                 e.what());
   } catch (...) {
-    std::fprintf(stderr, "coax: process %d (pid %d): an exception that is no std::exception\n", number,
-                 static_cast<int>(::getpid()));
+    std::fprintf(stderr, "coax: process %d (pid %d): an exception that is no std::exception\n",
+                 number, static_cast<int>(::getpid()));
   }
   return 1;
 }
 
 }  // namespace detail
 
-/// Runs `fn(args...)`, which gives a task<> or a task<int> (its exit status), in several processes, each on a reactor of
-/// its own, and keeps them running.
+/// Runs `fn(args...)`, which gives a task<> or a task<int> (its exit status), in several processes,
+/// each on a reactor of its own, and keeps them running.
 ///
-/// A process that ends is started again: at once, or, if it keeps dying within a second of its start, after 100 ms,
-/// doubling up to 30 s. On SIGTERM or SIGINT the listeners among the arguments (`listener&`, std::ref(listener)) are
-/// closed here, and the signal is passed on: `fn` sees it through `signals`, stops accepting, finishes and returns. In a
-/// process the first of these signals counts, whoever sent it. Those that have not ended after `o.drain` are killed; a
-/// second signal kills all at once. When this process is killed, the others get SIGTERM.
+/// A process that ends is started again: at once, or, if it keeps dying within a second of its
+/// start, after 100 ms, doubling up to 30 s. On SIGTERM or SIGINT the listeners among the arguments
+/// (`listener&`, std::ref(listener)) are closed here, and the signal is passed on: `fn` sees it
+/// through `signals`, stops accepting, finishes and returns. In a process the first of these
+/// signals counts, whoever sent it. Those that have not ended after `o.drain` are killed; a second
+/// signal kills all at once. When this process is killed, the others get SIGTERM.
 ///
 /// Each start, with its backend, and each end is a line on stderr.
 ///
 /// Result    after a stop: 0 when all processes ended with status 0, else 1. For `main` to return.
-/// Errors    std::invalid_argument for a negative number of processes; as `run` when no reactor can be made as
-///           `o.reactor` and COAX_BACKEND ask; std::logic_error inside a run.
+/// Errors    std::invalid_argument for a negative number of processes; as `run` when no reactor can
+///           be made as `o.reactor` and COAX_BACKEND ask; std::logic_error inside a run.
 /// Lifetime  each process has the copies of `fn` and `args` that fork(2) makes.
-/// Thread    the main thread, while there is no other: the rest of the process is not in the children.
+/// Thread    the main thread, while there is no other: the rest of the process is not in the
+///           children.
 template <class F, class... A>
 int prefork(const prefork_options& o, F&& fn, A&&... args) {
   using given = detail::task_of<F&, A&...>;
   static_assert(std::is_same_v<given, task<>> || std::is_same_v<given, task<int>>,
                 "prefork takes a function that gives a coax::task<> or a coax::task<int>");
   if (o.processes < 0)
-    detail::throw_invalid_argument("coax: prefork_options::processes is " + std::to_string(o.processes));
+    detail::throw_invalid_argument("coax: prefork_options::processes is " +
+                                   std::to_string(o.processes));
   if (loop::running() != nullptr) detail::throw_logic_error("coax: prefork was called inside run");
-  make_reactor(o.reactor);  // what no process could run on is an error here, not in each of them again and again
+  // What no process could run on is an error here, not in each of them again and again.
+  static_cast<void>(make_reactor(o.reactor));
 
   const int processes = o.processes == 0 ? detail::usable_processors() : o.processes;
   detail::supervisor supervisor(processes, o.drain);

@@ -7,8 +7,8 @@
 #include <coax/task/scope.hpp>
 #include <coax/task/task.hpp>
 
-#include <csignal>
 #include <coroutine>
+#include <csignal>
 #include <functional>
 #include <memory>
 #include <type_traits>
@@ -31,7 +31,8 @@ class main_root final : public root {
   }
 
   bool has_ended() const noexcept { return ended_; }
-  /// What the task gives. A task that was cancelled gives nothing: only one without a result is ever cancelled.
+  /// What the task gives. A task that was cancelled gives nothing: only one without a result is
+  /// ever cancelled.
   T take() {
     if constexpr (std::is_void_v<T>)
       if (!frame_) return;
@@ -57,11 +58,12 @@ auto run_on(reactor& r, Make&& make) {
   return main.take();
 }
 
-/// Writing to a pipe nobody reads is an error of the write, not the end of the process. Sockets are told so for each
-/// call; pipes can't be.
+/// Writing to a pipe nobody reads is an error of the write, not the end of the process. Sockets are
+/// told so for each call; pipes can't be.
 inline void ignore_sigpipe() noexcept {
-  struct sigaction now {};
-  if (::sigaction(SIGPIPE, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) == 0 && now.sa_handler == SIG_DFL)
+  struct sigaction now{};
+  if (::sigaction(SIGPIPE, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) == 0 &&
+      now.sa_handler == SIG_DFL)
     ::signal(SIGPIPE, SIG_IGN);
 }
 
@@ -82,23 +84,28 @@ using task_of = std::invoke_result_t<F, A...>;
 
 }  // namespace detail
 
-/// Runs `fn(args...)`, which gives a task, on a new reactor of this thread, and returns when it has ended.
+/// Runs `fn(args...)`, which gives a task, on a new reactor of this thread, and returns when it has
+/// ended.
 ///
 /// Result    what the task gives.
-/// Errors    what the task throws. std::invalid_argument, std::system_error when the reactor cannot be made as `o` and
-///           COAX_BACKEND ask for; std::logic_error inside another `run`.
+/// Errors    what the task throws. std::invalid_argument, std::system_error when the reactor cannot
+///           be made as `o` and COAX_BACKEND ask for; std::logic_error inside another `run`.
 /// Lifetime  `fn` and `args` are passed on as they are, and live as long as the call.
-/// Thread    any that runs no reactor. Ignores SIGPIPE from then on where it had the default action.
+/// Thread    any that runs no reactor. Ignores SIGPIPE from then on where it had the default
+///           action.
 template <class F, class... A>
   requires(!std::is_same_v<std::remove_cvref_t<F>, options>)
 auto run(const options& o, F&& fn, A&&... args) {
-  static_assert(is_task_v<detail::task_of<F, A...>>, "run takes a function that gives a coax::task");
+  static_assert(is_task_v<detail::task_of<F, A...>>,
+                "run takes a function that gives a coax::task");
   if (loop::running() != nullptr)
-    detail::throw_logic_error("coax: run was called inside run: co_await the task, or spawn it in a scope");
+    detail::throw_logic_error(
+        "coax: run was called inside run: co_await the task, or spawn it in a scope");
   const std::unique_ptr<reactor> r = make_reactor(o);
   const detail::signal_mask_kept mask;
   detail::ignore_sigpipe();
-  return detail::run_on(*r, [&] { return std::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
+  return detail::run_on(*r,
+                        [&] { return std::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
 }
 template <class F, class... A>
   requires(!std::is_same_v<std::remove_cvref_t<F>, options>)

@@ -40,10 +40,11 @@ constexpr signal_bits signal_bit(int number) noexcept { return signal_bits{1} <<
 
 /// Who waits for signals, in all threads of the process, and the handler that catches them.
 ///
-/// The handler notes the signal and wakes the reactors that wait for any; the first to look tells everybody who waits for
-/// that signal, each in its own thread. What nobody waits for stays noted for the next who does. A signalfd(2) would
-/// need every thread of the process to block the signals before the first one comes, and one that does not loses them
-/// to the default action; a handler works whichever thread the kernel picks.
+/// The handler notes the signal and wakes the reactors that wait for any; the first to look tells
+/// everybody who waits for that signal, each in its own thread. What nobody waits for stays noted
+/// for the next who does. A signalfd(2) would need every thread of the process to block the signals
+/// before the first one comes, and one that does not loses them to the default action; a handler
+/// works whichever thread the kernel picks.
 ///
 /// Thread    any.
 class signal_hub {
@@ -54,7 +55,8 @@ class signal_hub {
     return hub;
   }
 
-  /// Catches `wanted` from now on, and sees to it that `r`, the reactor of this thread, learns of them.
+  /// Catches `wanted` from now on, and sees to it that `r`, the reactor of this thread, learns of
+  /// them.
   ///
   /// Errors    std::system_error as eventfd(2), after a fork; std::bad_alloc.
   void watch_from(reactor& r, signal_bits wanted) {
@@ -73,12 +75,14 @@ class signal_hub {
   /// False when a signal is on its way to `waiting`.
   bool remove(signal_awaiter& waiting) noexcept;
 
-  /// In a child of `prefork` the parent counts: of all SIGINT and SIGTERM together only the first is told. The
-  /// terminal or the service manager sends one to the child too, and the parent passes its own on.
+  /// In a child of `prefork` the parent counts: of all SIGINT and SIGTERM together only the first
+  /// is told. The terminal or the service manager sends one to the child too, and the parent passes
+  /// its own on.
   void tell_stop_once() noexcept { stops_left_ = 1; }
 
  private:
-  /// The watch of one reactor ends with its run; with the last one the signals have their former effect again.
+  /// The watch of one reactor ends with its run; with the last one the signals have their former
+  /// effect again.
   class watch_ends {
    public:
     watch_ends(signal_hub& hub, reactor& r) noexcept : hub_(hub), reactor_(r) {}
@@ -114,8 +118,8 @@ class signal_hub {
 
   signal_hub() { begin_in_this_process(); }
 
-  /// The descriptor stays open as long as the process: a handler may be about to write to it at any moment. After a fork
-  /// it, and what is noted, are the parent's.
+  /// The descriptor stays open as long as the process: a handler may be about to write to it at any
+  /// moment. After a fork it, and what is noted, are the parent's.
   void begin_in_this_process() {
     const int fresh = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fresh < 0) throw_system_error({errno, std::system_category()}, "coax: eventfd");
@@ -130,7 +134,7 @@ class signal_hub {
   void catch_signals(signal_bits wanted) noexcept {
     for (int number = 1; number <= signal_max; ++number) {
       if ((wanted & ~caught_ & signal_bit(number)) == 0) continue;
-      struct sigaction action {};
+      struct sigaction action{};
       action.sa_handler = caught;
       action.sa_flags = SA_RESTART;
       ::sigaction(number, &action, &before_[static_cast<std::size_t>(number)]);
@@ -145,7 +149,8 @@ class signal_hub {
     caught_ = 0;
     const signal_bits left = pending_.exchange(0);
     for (int number = 1; number <= signal_max; ++number)
-      if ((left & signal_bit(number)) != 0) ::kill(::getpid(), number);  // nobody took it: as if it came now
+      if ((left & signal_bit(number)) != 0)
+        ::kill(::getpid(), number);  // nobody took it: as if it came now
   }
 
   void deliver() noexcept;
@@ -236,7 +241,8 @@ inline bool signal_hub::remove(signal_awaiter& waiting) noexcept {
 inline void signal_hub::deliver() noexcept {
   const std::lock_guard lock(mutex_);
   std::uint64_t count = 0;
-  static_cast<void>(!::read(wake_fd_, &count, sizeof(count)));  // before looking: what comes later wakes us again
+  // Before looking: what comes later wakes us again.
+  static_cast<void>(!::read(wake_fd_, &count, sizeof(count)));
   while (true) {
     signal_bits wanted = 0;
     for (const signal_awaiter* at = first_; at != nullptr; at = at->next_) wanted |= at->wanted_;
@@ -265,8 +271,8 @@ inline task<int> wait_for_signal(signal_bits wanted) {
 
 /// Which signals to wait for: `{SIGINT, SIGTERM}`.
 ///
-/// Errors    std::invalid_argument for a number that is no signal, or that cannot be caught (SIGKILL, SIGSTOP) or must not
-///           be (SIGSEGV and the other faults).
+/// Errors    std::invalid_argument for a number that is no signal, or that cannot be caught
+///           (SIGKILL, SIGSTOP) or must not be (SIGSEGV and the other faults).
 class signal_set {
  public:
   // No std::initializer_list: g++ 12 does not compile one that stands inside a co_await expression.
@@ -280,12 +286,14 @@ class signal_set {
 
  private:
   void add(int number) {
-    const bool fault = number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL;
+    const bool fault =
+        number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL;
     sigset_t probe;
     sigemptyset(&probe);
     // The C library keeps some numbers for itself; sigaddset knows.
     if (number == SIGKILL || number == SIGSTOP || fault || sigaddset(&probe, number) != 0)
-      detail::throw_invalid_argument("coax: signals cannot wait for signal " + std::to_string(number));
+      detail::throw_invalid_argument("coax: signals cannot wait for signal " +
+                                     std::to_string(number));
     bits_ |= detail::signal_bit(number);
   }
 
@@ -294,9 +302,10 @@ class signal_set {
 
 /// Waits for one of `wanted`.
 ///
-/// Everybody who waits for a signal when it comes is told, in every thread. From this call on until the run ends the
-/// signals no longer have their usual effect: one that comes while nobody waits is kept for the next who does, and one
-/// that nobody took has its usual effect at the end of the run. They are unblocked in this thread.
+/// Everybody who waits for a signal when it comes is told, in every thread. From this call on until
+/// the run ends the signals no longer have their usual effect: one that comes while nobody waits is
+/// kept for the next who does, and one that nobody took has its usual effect at the end of the run.
+/// They are unblocked in this thread.
 ///
 /// Result    the signal's number.
 /// Errors    std::system_error as eventfd(2), from this call.

@@ -27,7 +27,8 @@ namespace detail {
 /// Threads that run for the same purpose: when one fails, the others are cancelled.
 class thread_group {
  public:
-  /// A thread's reactor, known to the others. Outlives the reactor's session, whose last turns may still bring the post.
+  /// A thread's reactor, known to the others. Outlives the reactor's session, whose last turns may
+  /// still bring the post.
   class member final : private ready_node {
    public:
     member(thread_group& group, reactor& r) noexcept : group_(group), reactor_(r) {
@@ -64,7 +65,8 @@ class thread_group {
     const std::lock_guard lock(mutex_);
     if (failure_) return;
     failure_ = std::move(why);
-    for (member* each = first_; each != nullptr; each = each->next_member_) each->reactor_.post(*each);
+    for (member* each = first_; each != nullptr; each = each->next_member_)
+      each->reactor_.post(*each);
   }
 
   void rethrow_failure() const {
@@ -97,29 +99,35 @@ void run_member(thread_group& group, const Make& make) noexcept {
 
 }  // namespace detail
 
-/// Runs `fn(args...)`, which gives a task<>, in each of `n` threads, each on a reactor of its own, and returns when all have
-/// ended.
+/// Runs `fn(args...)`, which gives a task<>, in each of `n` threads, each on a reactor of its own,
+/// and returns when all have ended.
 ///
-/// A listener passed by std::ref may be accepted from in all of them; close it after this has returned. Every thread that
-/// waits in `signals` is told of a signal. What belongs to one reactor (streams, tasks, timers) stays in its thread.
+/// A listener passed by std::ref may be accepted from in all of them; close it after this has
+/// returned. Every thread that waits in `signals` is told of a signal. What belongs to one reactor
+/// (streams, tasks, timers) stays in its thread.
 ///
-/// Errors    the first exception of a thread, after the others were cancelled and have ended. std::invalid_argument when
-///           `n` is less than 1; std::logic_error inside a run; std::system_error when a thread cannot be started.
+/// Errors    the first exception of a thread, after the others were cancelled and have ended.
+///           std::invalid_argument when `n` is less than 1; std::logic_error inside a run;
+///           std::system_error when a thread cannot be started.
 /// Lifetime  `fn` and `args` are shared by the threads and live as long as the call.
 /// Thread    any that runs no reactor.
 template <class F, class... A>
 void run_threads(int n, F&& fn, A&&... args) {
   static_assert(std::is_same_v<detail::task_of<F&, A&...>, task<>>,
                 "run_threads takes a function that gives a coax::task<>");
-  if (n < 1) detail::throw_invalid_argument("coax: run_threads needs at least one thread, not " + std::to_string(n));
-  if (loop::running() != nullptr) detail::throw_logic_error("coax: run_threads was called inside run");
+  if (n < 1)
+    detail::throw_invalid_argument("coax: run_threads needs at least one thread, not " +
+                                   std::to_string(n));
+  if (loop::running() != nullptr)
+    detail::throw_logic_error("coax: run_threads was called inside run");
   detail::ignore_sigpipe();
   detail::thread_group group;
   std::vector<std::thread> threads;
   threads.reserve(static_cast<std::size_t>(n));
   try {
     for (int i = 0; i < n; ++i)
-      threads.emplace_back([&] { detail::run_member(group, [&] { return std::invoke(fn, args...); }); });
+      threads.emplace_back(
+          [&] { detail::run_member(group, [&] { return std::invoke(fn, args...); }); });
   } catch (...) {
     group.failed(std::current_exception());
   }

@@ -28,7 +28,8 @@ class event {
   void reset() noexcept { set_ = false; }
   bool is_set() const noexcept { return set_; }
 
-  /// Waits until the event is set; at once when it is. A reset does not call back who was let pass already.
+  /// Waits until the event is set; at once when it is. A reset does not call back who was let pass
+  /// already.
   [[nodiscard]] wait_awaiter wait() noexcept;
 
  private:

@@ -12,20 +12,23 @@
 
 namespace coax::inline COAX_ABI {
 
-/// The idle workers of a server: each parks until it is handed something to work on, a connection as a rule.
+/// The idle workers of a server: each parks until it is handed something to work on, a connection
+/// as a rule.
 ///
-/// Last in, first out: the worker that parked last, whose memory is warmest, serves next. A `reservation` is a permit to
-/// hand over one `T`. There are never more permits than idle workers, so who reserves before it accepts leaves
-/// in the kernel's backlog what nobody could serve.
+/// Last in, first out: the worker that parked last, whose memory is warmest, serves next. A
+/// `reservation` is a permit to hand over one `T`. There are never more permits than idle workers,
+/// so who reserves before it accepts leaves in the kernel's backlog what nobody could serve.
 ///
-/// What was handed off is never lost: a worker takes it, or, when the idle worker that the permit counted on was cancelled
-/// meanwhile, it waits for the next one to park; with the stack itself it is destroyed.
+/// What was handed off is never lost: a worker takes it, or, when the idle worker that the permit
+/// counted on was cancelled meanwhile, it waits for the next one to park; with the stack itself it
+/// is destroyed.
 ///
 /// Lifetime  must outlive everyone who waits on it.
 /// Thread    the reactor's.
 template <class T>
 class worker_stack {
-  static_assert(std::is_nothrow_move_constructible_v<T>, "what is handed over must move without throwing");
+  static_assert(std::is_nothrow_move_constructible_v<T>,
+                "what is handed over must move without throwing");
   class reserve_awaiter;
   class park_awaiter;
 
@@ -43,12 +46,14 @@ class worker_stack {
     }
     ~reservation() { give_back(); }
 
-    /// Gives `item` to the worker that parked last, which runs at the next turn. A reservation serves once.
+    /// Gives `item` to the worker that parked last, which runs at the next turn. A reservation
+    /// serves once.
     ///
-    /// Errors    std::bad_alloc, when no worker is idle any more and there is no memory to keep `item` for the next; it
-    ///           is destroyed then.
+    /// Errors    std::bad_alloc, when no worker is idle any more and there is no memory to keep
+    ///           `item` for the next; it is destroyed then.
     void hand_off(T item) {
-      if (stack_ == nullptr) detail::fatal("a reservation was used twice: reserve once for each hand_off");
+      if (stack_ == nullptr)
+        detail::fatal("a reservation was used twice: reserve once for each hand_off");
       std::exchange(stack_, nullptr)->deliver(std::move(item));
     }
 
@@ -66,7 +71,8 @@ class worker_stack {
   worker_stack& operator=(const worker_stack&) = delete;
   ~worker_stack() {
     if (top_ != nullptr || first_reserver_ != nullptr || permits_ != 0)
-      detail::fatal("a worker_stack was destroyed while it was in use: it must outlive its workers and reservations");
+      detail::fatal(
+          "a worker_stack was destroyed while it was in use: it must outlive its workers and reservations");
   }
 
   /// Waits, as an idle worker, until something is handed over.
@@ -74,13 +80,15 @@ class worker_stack {
   /// Result    an optional `T`; empty once the stack is closed and nothing is left to serve.
   [[nodiscard]] park_awaiter park() noexcept { return park_awaiter(*this); }
 
-  /// Waits until a worker is idle that no other reservation counts on; those who wait are served in turn.
+  /// Waits until a worker is idle that no other reservation counts on; those who wait are served in
+  /// turn.
   ///
   /// Result    an optional `reservation`; empty once the stack is closed.
   [[nodiscard]] reserve_awaiter reserve() noexcept { return reserve_awaiter(*this); }
 
-  /// No more work will come: idle workers leave, and so do those who wait for a reservation. Reservations that are out
-  /// stay good, and so many workers stay until these are used or given back. Idempotent.
+  /// No more work will come: idle workers leave, and so do those who wait for a reservation.
+  /// Reservations that are out stay good, and so many workers stay until these are used or given
+  /// back. Idempotent.
   void close() noexcept {
     closed_ = true;
     while (reserve_awaiter* r = pop_reserver()) r->refuse();
@@ -100,7 +108,9 @@ class worker_stack {
 
    private:
     friend class worker_stack;
-    bool ready_now() noexcept override { return stack_.take_waiting(item_) || stack_.nothing_will_come(); }
+    bool ready_now() noexcept override {
+      return stack_.take_waiting(item_) || stack_.nothing_will_come();
+    }
     bool start() noexcept override {
       stack_.push(*this);
       return false;

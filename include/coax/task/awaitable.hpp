@@ -26,7 +26,8 @@ decltype(auto) awaiter_of(A&& a) {
 
 /// What `co_await` of an `A` gives.
 template <class A>
-using await_result_t = std::remove_cvref_t<decltype(detail::awaiter_of(std::declval<A>()).await_resume())>;
+using await_result_t =
+    std::remove_cvref_t<decltype(detail::awaiter_of(std::declval<A>()).await_resume())>;
 
 template <class A>
 inline constexpr bool is_task_v = false;
@@ -41,7 +42,9 @@ task<await_result_t<A>> as_task(A awaitable) {
   if constexpr (is_task_v<A>)
     return awaitable;
   else
-    return [](A held) -> task<await_result_t<A>> { co_return co_await std::move(held); }(std::move(awaitable));
+    return [](A held) -> task<await_result_t<A>> {
+      co_return co_await std::move(held);
+    }(std::move(awaitable));
 }
 
 }  // namespace detail

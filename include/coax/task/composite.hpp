@@ -17,9 +17,9 @@ namespace coax::inline COAX_ABI::detail {
 
 /// A wait for several roots at once: the branches of a race, the body and children of a scope.
 ///
-/// It ends after the last of them, in one of three ways: an exception is delivered, even while being cancelled; else, if
-/// a branch was unwound and the awaiting root is being cancelled, that root unwinds too; else it resumes. No
-/// branch outlives it.
+/// It ends after the last of them, in one of three ways: an exception is delivered, even while
+/// being cancelled; else, if a branch was unwound and the awaiting root is being cancelled, that
+/// root unwinds too; else it resumes. No branch outlives it.
 class composite : public waiter {
  public:
   composite() noexcept : waiter(starting::always) {}

@@ -20,10 +20,10 @@ namespace coax::inline COAX_ABI::detail {
 
 /// Recycles coroutine frames, and what lives like them, in free lists of the thread.
 ///
-/// A frame is freed by the thread that ran it, nearly always soon before the next one of its size is
-/// asked for, so a list per size class answers without the heap. Each list is capped; what is beyond
-/// goes back to the heap. Under AddressSanitizer every frame comes from the heap, so that the use of a
-/// dead one is seen.
+/// A frame is freed by the thread that ran it, nearly always soon before the next one of its size
+/// is asked for, so a list per size class answers without the heap. Each list is capped; what is
+/// beyond goes back to the heap. Under AddressSanitizer every frame comes from the heap, so that
+/// the use of a dead one is seen.
 ///
 /// Errors    std::bad_alloc from `allocate`.
 /// Thread    any; a block freed on another thread joins that thread's lists.
@@ -74,7 +74,8 @@ class frames {
   struct block {
     block* next;
   };
-  // Trivial, so that reaching it costs no guard; `returner` gives its blocks back when the thread ends.
+  // Trivial, so that reaching it costs no guard; `returner` gives its blocks back when the thread
+  // ends.
   struct lists {
     std::array<block*, class_count> free;
     std::array<std::size_t, class_count> kept;

@@ -83,8 +83,8 @@ class loop {
   /// The loop that runs on this thread, or null.
   static loop* running() noexcept { return running_; }
 
-  /// The loop that runs on this thread. Where none runs, the program ends with a message: to wait, a
-  /// coroutine needs something that wakes it.
+  /// The loop that runs on this thread. Where none runs, the program ends with a message: to wait,
+  /// a coroutine needs something that wakes it.
   static loop& current() noexcept {
     if (running_ == nullptr)
       detail::fatal("no reactor runs on this thread: await from a task started by coax::run");
@@ -107,8 +107,8 @@ class loop {
   /// Children are started inside their parent's await only to a bounded depth of the stack.
   bool may_start_inline() const noexcept { return depth_ < inline_depth_max; }
 
-  /// Between two turns of the queue one coroutine may complete only so many waits at once; beyond, it
-  /// queues like everybody, so that a connection that always has data cannot keep the loop.
+  /// Between two turns of the queue one coroutine may complete only so many waits at once; beyond,
+  /// it queues like everybody, so that a connection that always has data cannot keep the loop.
   bool spend_inline_completion() noexcept {
     if (inline_left_ == 0) return false;
     --inline_left_;
@@ -136,7 +136,8 @@ class loop {
   /// Runs what is ready now, at most a budget of it; what becomes ready meanwhile waits its turn.
   void run_ready() noexcept {
     const bool outer = std::exchange(dispatching_, true);
-    for (std::size_t left = ready_.size() < turn_budget ? ready_.size() : turn_budget; left > 0; --left) {
+    for (std::size_t left = ready_.size() < turn_budget ? ready_.size() : turn_budget; left > 0;
+         --left) {
       for (ready_node* node = ready_.pop(); node != nullptr; node = std::exchange(next_, nullptr)) {
         inline_left_ = inline_completions_max;
         node->run();

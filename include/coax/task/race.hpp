@@ -19,7 +19,8 @@ class race_awaiter final : public detail::composite {
 
   std::tuple<std::optional<T>...> await_resume() {
     rethrow_failure();
-    return std::apply([](auto&... b) { return std::tuple<std::optional<T>...>(b.take()...); }, branches_);
+    return std::apply([](auto&... b) { return std::tuple<std::optional<T>...>(b.take()...); },
+                      branches_);
   }
 
  private:
@@ -38,18 +39,21 @@ class race_awaiter final : public detail::composite {
   bool over_ = false;
 };
 
-/// Runs several awaitables at once; the first to end cancels the others, and all have ended when it returns.
+/// Runs several awaitables at once; the first to end cancels the others, and all have ended when it
+/// returns.
 ///
-/// Result    a tuple with an optional for each branch: its result, or empty if it was cancelled. Several can
-///           have a result: what had completed is never thrown away. A branch that gives nothing has a
-///           std::monostate. May be ignored.
+/// Result    a tuple with an optional for each branch: its result, or empty if it was cancelled.
+///           Several can have a result: what had completed is never thrown away. A branch that
+///           gives nothing has a std::monostate. May be ignored.
 /// Errors    the first exception of a branch, after the others have ended.
 /// Order     branches start from left to right; once one has ended, those not begun never begin.
 template <class... A>
 race_awaiter<detail::regular_t<await_result_t<A>>...> race(A&&... awaitables) {
   static_assert(sizeof...(A) > 0, "a race needs at least one branch");
-  static_assert((!std::is_lvalue_reference_v<A> && ...), "move the awaitable into race, or call what makes it there");
-  return race_awaiter<detail::regular_t<await_result_t<A>>...>(std::in_place, std::forward<A>(awaitables)...);
+  static_assert((!std::is_lvalue_reference_v<A> && ...),
+                "move the awaitable into race, or call what makes it there");
+  return race_awaiter<detail::regular_t<await_result_t<A>>...>(std::in_place,
+                                                               std::forward<A>(awaitables)...);
 }
 
 }  // namespace coax::inline COAX_ABI

@@ -12,14 +12,17 @@
 
 /// How waiting and cancelling work, in one place.
 ///
-/// A **root** is a chain of tasks in which each awaits the next. It waits in at most one **waiter**, which
-/// the innermost task awaits: an operation, a timer, a lock, or several roots at once.
+/// A **root** is a chain of tasks in which each awaits the next. It waits in at most one
+/// **waiter**, which the innermost task awaits: an operation, a timer, a lock, or several roots at
+/// once.
 ///
-/// - `root::cancel()` marks the root and asks its waiter to stop. It never resumes or destroys anything.
+/// - `root::cancel()` marks the root and asks its waiter to stop. It never resumes or destroys
+///   anything.
 /// - Being asked ends in exactly one of `complete()` or `stopped()`, now or later.
-/// - `complete()` makes the coroutine ready; from then on a cancel misses it, so that a result is never lost.
-/// - `stopped()` unwinds the root if the root is being cancelled. If it is not, the waiter was stopped by what
-///   is around it (a timeout), and the coroutine is resumed to say so.
+/// - `complete()` makes the coroutine ready; from then on a cancel misses it, so that a result is
+///   never lost.
+/// - `stopped()` unwinds the root if the root is being cancelled. If it is not, the waiter was
+///   stopped by what is around it (a timeout), and the coroutine is resumed to say so.
 /// - Unwinding and resuming happen only from the ready queue.
 
 namespace coax::inline COAX_ABI {
@@ -67,7 +70,7 @@ class promise_base {
 
   coax::root* root_ = nullptr;
   detail::task_link* link_ = nullptr;  // null: the first of its root
-  bool inline_ = false;                // its starter is still on the stack and will see that it is done
+  bool inline_ = false;  // its starter is still on the stack and will see that it is done
 };
 
 template <class P>
@@ -75,13 +78,14 @@ concept task_promise = std::is_base_of_v<promise_base, P>;
 
 /// Base of everything a coroutine can wait for. Lives in the awaiting frame.
 ///
-/// A derived class says how the wait begins (`start`) and how it is given up (`stop`), and calls `complete` or
-/// `stopped` exactly once after `start` has returned false.
+/// A derived class says how the wait begins (`start`) and how it is given up (`stop`), and calls
+/// `complete` or `stopped` exactly once after `start` has returned false.
 class waiter : public ready_node {
  public:
   waiter() = default;
   waiter(const waiter& other) noexcept : ready_node(other), starts_always_(other.starts_always_) {
-    if (other.state_ != state::idle) detail::fatal("something that is being awaited was copied or moved");
+    if (other.state_ != state::idle)
+      detail::fatal("something that is being awaited was copied or moved");
   }
   waiter& operator=(const waiter&) = delete;
 
@@ -105,7 +109,8 @@ class waiter : public ready_node {
   bool is_waiting() const noexcept { return state_ == state::waiting; }
 
  protected:
-  /// A wait that starts even while its root is being cancelled: the roots it waits for inherit that, and end by themselves.
+  /// A wait that starts even while its root is being cancelled: the roots it waits for inherit
+  /// that, and end by themselves.
   enum class starting { unless_cancelled, always };
   explicit waiter(starting when) noexcept : starts_always_(when == starting::always) {}
   ~waiter() {
@@ -145,7 +150,8 @@ class waiter : public ready_node {
   bool queued_ = false;
 };
 
-/// A chain of tasks, from the one that was spawned (or is a branch of a race) to the one that waits.
+/// A chain of tasks, from the one that was spawned (or is a branch of a race) to the one that
+/// waits.
 ///
 /// Whoever owns the root owns the frame of its first task until `ended` was called.
 class root : public ready_node {
@@ -170,7 +176,8 @@ class root : public ready_node {
 
   enum class outcome : std::uint8_t { finished, unwound };
 
-  /// The first task has finished, and its frame still holds the result; or it was unwound, and its frame is gone.
+  /// The first task has finished, and its frame still holds the result; or it was unwound, and its
+  /// frame is gone.
   virtual void ended(outcome how) noexcept = 0;
 
   /// Takes up the chain that begins with `first`.
@@ -234,7 +241,8 @@ class root : public ready_node {
 };
 
 inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promise) noexcept {
-  if (state_ != state::idle) detail::fatal("something was awaited twice: call what makes it once for each await");
+  if (state_ != state::idle)
+    detail::fatal("something was awaited twice: call what makes it once for each await");
   coroutine_ = coroutine;
   if (promise != nullptr) root_ = promise->root();
   if (!ready_now()) {
@@ -298,8 +306,8 @@ inline void root::run() noexcept {
   }
 }
 
-/// Destroys the chain from the leaf outward, one frame after the other: nested destructors would recurse, and a
-/// deep chain would overflow the stack.
+/// Destroys the chain from the leaf outward, one frame after the other: nested destructors would
+/// recurse, and a deep chain would overflow the stack.
 inline void root::unwind() noexcept {
   for (promise_base* at = leaf_; at != nullptr;) {
     detail::task_link* link = at->link_;

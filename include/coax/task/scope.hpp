@@ -42,8 +42,8 @@ class scope_child : public root, public framed {
   std::coroutine_handle<task<>::promise_type> frame_;
 };
 
-/// A child with what it was spawned with: a coroutine lambda runs in its closure, and parameters taken by reference
-/// refer to these arguments, so both live as long as the child.
+/// A child with what it was spawned with: a coroutine lambda runs in its closure, and parameters
+/// taken by reference refer to these arguments, so both live as long as the child.
 template <class F, class... A>
 class spawned final : public scope_child {
  public:
@@ -52,8 +52,10 @@ class spawned final : public scope_child {
       : fn_(std::forward<G>(fn)), args_(std::forward<B>(args)...) {}
 
   void spawn(scope& owner) {
-    begin(owner, std::apply(
-                     [this](A&... args) -> task<> { return std::invoke(fn_, std::forward<A>(args)...); }, args_));
+    begin(owner,
+          std::apply(
+              [this](A&... args) -> task<> { return std::invoke(fn_, std::forward<A>(args)...); },
+              args_));
   }
 
  private:
@@ -80,7 +82,8 @@ class scope_end final : public composite {
 class [[nodiscard]] join_awaiter final : public waiter, private timer {
  public:
   join_awaiter(scope& s, timeout limit) noexcept : scope_(s), limit_(limit) {}
-  join_awaiter(const join_awaiter& other) noexcept : waiter(other), timer(), scope_(other.scope_), limit_(other.limit_) {}
+  join_awaiter(const join_awaiter& other) noexcept
+      : waiter(other), timer(), scope_(other.scope_), limit_(other.limit_) {}
   join_awaiter& operator=(const join_awaiter&) = delete;
   ~join_awaiter() = default;
 
@@ -103,8 +106,8 @@ class [[nodiscard]] join_awaiter final : public waiter, private timer {
 
 /// The tasks that were spawned together and end together: no task outlives its scope.
 ///
-/// Made by `with_scope`. The first exception of the body or of a child cancels all the others, and is rethrown
-/// by `with_scope` after the last has ended.
+/// Made by `with_scope`. The first exception of the body or of a child cancels all the others, and
+/// is rethrown by `with_scope` after the last has ended.
 ///
 /// Thread    the reactor's.
 class scope {
@@ -112,18 +115,22 @@ class scope {
   scope(const scope&) = delete;
   scope& operator=(const scope&) = delete;
 
-  /// Starts `fn(args...)`, which gives a task<>, as a child. It first runs at the next turn of the loop.
+  /// Starts `fn(args...)`, which gives a task<>, as a child. It first runs at the next turn of the
+  /// loop.
   ///
-  /// `fn` and `args` are copied or moved into the child and live as long as it does; say std::ref for what is to be
-  /// referred to. Spawning into a scope that is being cancelled, or whose join has run out, has no effect: the
-  /// arguments are destroyed.
+  /// `fn` and `args` are copied or moved into the child and live as long as it does; say std::ref
+  /// for what is to be referred to. Spawning into a scope that is being cancelled, or whose join
+  /// has run out, has no effect: the arguments are destroyed.
   ///
-  /// Errors    std::bad_alloc, and what `fn` throws before it gives its task; nothing is spawned then.
+  /// Errors    std::bad_alloc, and what `fn` throws before it gives its task; nothing is spawned
+  ///           then.
   template <class F, class... A>
   void spawn(F&& fn, A&&... args) {
     using child = detail::spawned<std::decay_t<F>, std::unwrap_ref_decay_t<A>...>;
-    static_assert(std::is_same_v<std::invoke_result_t<std::decay_t<F>&, std::unwrap_ref_decay_t<A>...>, task<>>,
-                  "spawn takes a function that gives a task<>: a result would have nobody to go to");
+    static_assert(
+        std::is_same_v<std::invoke_result_t<std::decay_t<F>&, std::unwrap_ref_decay_t<A>...>,
+                       task<>>,
+        "spawn takes a function that gives a task<>: a result would have nobody to go to");
     child* c = new child(std::in_place, std::forward<F>(fn), std::forward<A>(args)...);
     struct on_throw {
       child* c;
@@ -134,14 +141,15 @@ class scope {
     guard.c = nullptr;
   }
 
-  /// Cancels the body and all children. They unwind at their next wait; `with_scope` then returns as usual.
+  /// Cancels the body and all children. They unwind at their next wait; `with_scope` then returns
+  /// as usual.
   void cancel() noexcept {
     if (end_ != nullptr) end_->body_.cancel();
     cancel_children();
   }
 
-  /// Waits until all children have ended; after `limit`, cancels those that are left and waits for them to unwind. For the
-  /// body of the scope; the body itself goes on.
+  /// Waits until all children have ended; after `limit`, cancels those that are left and waits for
+  /// them to unwind. For the body of the scope; the body itself goes on.
   ///
   /// Result    whether all ended by themselves in time.
   detail::join_awaiter join_within(timeout limit) noexcept { return {*this, limit}; }
@@ -259,13 +267,14 @@ task<> scoped(F body) {
 /// Runs `body(scope&)`, which gives a task<>, and waits for it and for everything it spawned.
 ///
 /// Errors    the first exception of the body or of a child, after all have ended.
-/// Lifetime  `body` is moved into the task. On g++ 12 a closure written into the call must be trivially destructible
-///           (capture by reference): that compiler destroys others twice.
+/// Lifetime  `body` is moved into the task. On g++ 12 a closure written into the call must be
+///           trivially destructible (capture by reference): that compiler destroys others twice.
 template <class F>
 task<> with_scope(F&& body) {
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
-  static_assert(std::is_lvalue_reference_v<F> || std::is_trivially_destructible_v<std::remove_cvref_t<F>>,
-                "g++ 12 destroys such a closure twice: capture by [&], or name the closure before the co_await");
+  static_assert(
+      std::is_lvalue_reference_v<F> || std::is_trivially_destructible_v<std::remove_cvref_t<F>>,
+      "g++ 12 destroys such a closure twice: capture by [&], or name the closure before the co_await");
 #endif
   static_assert(std::is_same_v<std::invoke_result_t<std::decay_t<F>&, scope&>, task<>>,
                 "the body of a scope takes a coax::scope& and gives a coax::task<>");

@@ -12,7 +12,8 @@ namespace coax::inline COAX_ABI {
 class [[nodiscard]] sleep_awaiter final : public waiter, private timer {
  public:
   explicit sleep_awaiter(clock::time_point deadline) noexcept : deadline_(deadline) {}
-  sleep_awaiter(const sleep_awaiter& other) noexcept : waiter(other), timer(), deadline_(other.deadline_) {}
+  sleep_awaiter(const sleep_awaiter& other) noexcept
+      : waiter(other), timer(), deadline_(other.deadline_) {}
   sleep_awaiter& operator=(const sleep_awaiter&) = delete;
   ~sleep_awaiter() = default;
 
@@ -32,10 +33,13 @@ class [[nodiscard]] sleep_awaiter final : public waiter, private timer {
   clock::time_point deadline_;
 };
 
-/// Waits until `deadline`, by the clock of the reactor; one that has passed still gives others their turn.
+/// Waits until `deadline`, by the clock of the reactor; one that has passed still gives others
+/// their turn.
 ///
 /// Those that end at the same time wake in the order in which they began.
-inline sleep_awaiter sleep_until(clock::time_point deadline) noexcept { return sleep_awaiter(deadline); }
+inline sleep_awaiter sleep_until(clock::time_point deadline) noexcept {
+  return sleep_awaiter(deadline);
+}
 
 /// Waits for `d`, counted from this call.
 inline sleep_awaiter sleep_for(timeout d) noexcept { return sleep_awaiter(d.after(now())); }

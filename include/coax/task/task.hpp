@@ -27,8 +27,8 @@ concept has_member_co_await = requires(A&& a) { std::forward<A>(a).operator co_a
 template <class A>
 concept has_free_co_await = requires(A&& a) { operator co_await(std::forward<A>(a)); };
 
-/// Stands for an awaiter that lives elsewhere in the frame. Awaiting the awaiter itself, whether as lvalue or rvalue, makes
-/// g++ 12 copy it to yet another place, and an operation stays where it is.
+/// Stands for an awaiter that lives elsewhere in the frame. Awaiting the awaiter itself, whether as
+/// lvalue or rvalue, makes g++ 12 copy it to yet another place, and an operation stays where it is.
 template <class Awaiter>
 class awaiter_reference {
  public:
@@ -47,9 +47,10 @@ class awaiter_reference {
 
 /// The first suspension of a task, and the guard against a defect of g++ 12.
 ///
-/// g++ 12 lays out wrongly the frame of a coroutine that tests an awaited value directly, `if (co_await x)`, `while
-/// (co_await x)` or `switch (co_await x)`, and declares no local variable: its promise then overlaps what lies
-/// behind the frame. Such a frame shows at its first suspension, before any harm is done.
+/// g++ 12 lays out wrongly the frame of a coroutine that tests an awaited value directly, `if
+/// (co_await x)`, `while (co_await x)` or `switch (co_await x)`, and declares no local variable:
+/// its promise then overlaps what lies behind the frame. Such a frame shows at its first
+/// suspension, before any harm is done.
 template <class Promise>
 class initial_awaiter {
  public:
@@ -95,8 +96,9 @@ class promise_of : public promise_base, public framed {
 
   /// Remembers where the coroutine waits, and gives what it waits with.
   template <class Awaitable>
-  decltype(auto) await_transform(Awaitable&& awaitable,
-                                 std::source_location where = std::source_location::current()) noexcept {
+  decltype(auto) await_transform(
+      Awaitable&& awaitable,
+      std::source_location where = std::source_location::current()) noexcept {
     where_ = where;
     now_innermost();
     if constexpr (has_member_co_await<Awaitable>)
@@ -112,8 +114,9 @@ class promise_of : public promise_base, public framed {
 
 /// A coroutine that gives a `T`, started by awaiting or spawning it, and at most once.
 ///
-/// Lazy: calling the function runs nothing. Parameters taken by value live in its frame; references, spans and
-/// string_views must outlive it. `co_await f()` runs it as part of the caller; cancelling the caller unwinds both.
+/// Lazy: calling the function runs nothing. Parameters taken by value live in its frame;
+/// references, spans and string_views must outlive it. `co_await f()` runs it as part of the
+/// caller; cancelling the caller unwinds both.
 ///
 /// Errors    what the body throws is rethrown where it is awaited.
 /// Thread    the reactor's.
@@ -135,14 +138,17 @@ class [[nodiscard("a task does nothing until it is awaited or spawned")]] task {
     if (coroutine_) coroutine_.destroy();
   }
 
-  /// Runs the task as part of the awaiting one. An lvalue must be moved: a task can be awaited once.
+  /// Runs the task as part of the awaiting one. An lvalue must be moved: a task can be awaited
+  /// once.
   task_awaiter<T> operator co_await() && noexcept {
     if (!coroutine_) detail::fatal("a task was awaited twice, or after it had been moved from");
     return task_awaiter<T>(std::exchange(coroutine_, nullptr));
   }
 
   /// Gives up the coroutine: for what starts tasks otherwise than by awaiting them.
-  std::coroutine_handle<promise_type> release() && noexcept { return std::exchange(coroutine_, nullptr); }
+  std::coroutine_handle<promise_type> release() && noexcept {
+    return std::exchange(coroutine_, nullptr);
+  }
 
  private:
   friend class detail::promise_of<T>;
@@ -154,8 +160,10 @@ class [[nodiscard("a task does nothing until it is awaited or spawned")]] task {
 template <class T>
 class task<T>::promise_type : public detail::promise_of<T> {
  public:
-  static_assert(!std::is_reference_v<T>, "a task gives a value: return a pointer or std::reference_wrapper");
-  static_assert(alignof(T) <= alignof(std::max_align_t), "compilers do not align coroutine frames beyond that");
+  static_assert(!std::is_reference_v<T>,
+                "a task gives a value: return a pointer or std::reference_wrapper");
+  static_assert(alignof(T) <= alignof(std::max_align_t),
+                "compilers do not align coroutine frames beyond that");
 
   template <class U = T>
   void return_value(U&& value) {
@@ -198,8 +206,9 @@ task<T> detail::promise_of<T>::get_return_object() noexcept {
 
 /// The await of a task by a task.
 ///
-/// The child runs inside the parent's await. If it finishes there, the parent was never suspended, and a million such
-/// awaits in a loop cost no stack. If it suspends, its end makes the loop resume the parent.
+/// The child runs inside the parent's await. If it finishes there, the parent was never suspended,
+/// and a million such awaits in a loop cost no stack. If it suspends, its end makes the loop resume
+/// the parent.
 template <class T>
 class [[nodiscard]] task_awaiter : private detail::task_link {
  public:
@@ -216,7 +225,8 @@ class [[nodiscard]] task_awaiter : private detail::task_link {
 
   template <class P>
   bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
-    static_assert(task_promise<P>, "a coax::task is awaited by a coax::task; elsewhere, spawn it in a scope");
+    static_assert(task_promise<P>,
+                  "a coax::task is awaited by a coax::task; elsewhere, spawn it in a scope");
     parent = &coroutine.promise();
     coax::root& root = *parent->root();
     promise_base& begun = callee();

@@ -40,14 +40,15 @@ struct timer_link {
 
 class timers;
 
-/// Something that is told when a deadline has passed. It lives in whoever waits: setting it allocates
-/// nothing. It must be dropped before it is destroyed.
+/// Something that is told when a deadline has passed. It lives in whoever waits: setting it
+/// allocates nothing. It must be dropped before it is destroyed.
 class timer : private detail::timer_link {
  protected:
   timer() = default;
   ~timer() = default;
 
-  /// The deadline has passed; the timer is no longer set. Runs in the loop and resumes nobody itself.
+  /// The deadline has passed; the timer is no longer set. Runs in the loop and resumes nobody
+  /// itself.
   virtual void expired() noexcept = 0;
 
  private:
@@ -55,13 +56,14 @@ class timer : private detail::timer_link {
   std::uint64_t when_ = 0;  // clamped to the time it was set at, so that it always names its slot
 };
 
-/// All timers of a loop: set and dropped in O(1), fired in order of deadline, ties in order of setting.
+/// All timers of a loop: set and dropped in O(1), fired in order of deadline, ties in order of
+/// setting.
 ///
-/// A hierarchical wheel over nanoseconds: level L has 64 slots of 64^L ns. A timer sits at the level of
-/// the highest digit (base 64) in which its deadline differs from the wheel's time; when the wheel's
-/// time reaches a slot of a higher level, the slot is spread over the levels below. Since time within a
-/// level only moves forward to the first occupied slot, a timer's place can be computed again from
-/// its deadline at any moment, and the wheel never searches.
+/// A hierarchical wheel over nanoseconds: level L has 64 slots of 64^L ns. A timer sits at the
+/// level of the highest digit (base 64) in which its deadline differs from the wheel's time; when
+/// the wheel's time reaches a slot of a higher level, the slot is spread over the levels below.
+/// Since time within a level only moves forward to the first occupied slot, a timer's place can be
+/// computed again from its deadline at any moment, and the wheel never searches.
 class timers {
  public:
   explicit timers(clock::time_point start) noexcept : now_(ticks(start)) {}
@@ -104,8 +106,8 @@ class timers {
   std::optional<clock::time_point> next() const noexcept {
     const auto first = first_slot();
     if (!first) return std::nullopt;
-    // The first slot holds the first deadline. Where few share the slot, say it exactly: waking at the
-    // slot's start would only be a step on the way.
+    // The first slot holds the first deadline. Where few share the slot, say it exactly: waking at
+    // the slot's start would only be a step on the way.
     const detail::timer_link& slot = slots_[first->level][first->index];
     std::uint64_t earliest = UINT64_MAX;
     int looked_at = 0;

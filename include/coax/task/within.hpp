@@ -23,7 +23,8 @@ concept single_wait = std::derived_from<A, waiter> && !std::derived_from<A, comp
 template <class T>
 using flattened = std::conditional_t<is_result_v<T>, T, result<T>>;
 
-/// The timer of a wait: asks it to stop when the time is up. What has completed by then stays completed.
+/// The timer of a wait: asks it to stop when the time is up. What has completed by then stays
+/// completed.
 template <class Wait>
 class stop_after final : public timer {
  public:
@@ -96,7 +97,9 @@ class within_task final : public detail::composite {
   within_task(timeout limit, task<detail::regular_t<T>> t) noexcept
       : branch_(std::move(t)), timer_(*this, limit) {}
   within_task(within_task&& other) noexcept  // before it is awaited
-      : composite(std::move(other)), branch_(std::move(other.branch_)), timer_(*this, other.timer_.limit()) {}
+      : composite(std::move(other)),
+        branch_(std::move(other.branch_)),
+        timer_(*this, other.timer_.limit()) {}
 
   result_type await_resume() {
     timer_.drop();
@@ -121,18 +124,21 @@ class within_task final : public detail::composite {
 
 /// Awaits `awaitable` for at most `limit`.
 ///
-/// It is always tried, however short the limit is. When time runs out it is cancelled, and `within` returns once that
-/// has ended; if it completed after all, its result is given.
+/// It is always tried, however short the limit is. When time runs out it is cancelled, and `within`
+/// returns once that has ended; if it completed after all, its result is given.
 ///
-/// Result    `result<T>` for an awaitable that gives `T`; the same `result<T>` where it gives one already.
+/// Result    `result<T>` for an awaitable that gives `T`; the same `result<T>` where it gives one
+///           already.
 /// Errors    std::errc::timed_out when time ran out; otherwise those of `awaitable`.
 template <class A>
 [[nodiscard]] auto within(timeout limit, A&& awaitable) {
-  static_assert(!std::is_lvalue_reference_v<A>, "move the awaitable into within, or call what makes it there");
+  static_assert(!std::is_lvalue_reference_v<A>,
+                "move the awaitable into within, or call what makes it there");
   if constexpr (detail::single_wait<A>)
     return within_wait<A>(limit, std::forward<A>(awaitable));
   else
-    return within_task<await_result_t<A>>(limit, detail::as_regular_task(std::forward<A>(awaitable)));
+    return within_task<await_result_t<A>>(limit,
+                                          detail::as_regular_task(std::forward<A>(awaitable)));
 }
 
 }  // namespace coax::inline COAX_ABI

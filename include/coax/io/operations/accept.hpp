@@ -10,8 +10,8 @@
 
 namespace coax::inline COAX_ABI::operations {
 
-/// Accepts one connection, close-on-exec. It owns what it accepted until somebody takes it: a connection that was accepted
-/// although nobody waits any more is closed.
+/// Accepts one connection, close-on-exec. It owns what it accepted until somebody takes it: a
+/// connection that was accepted although nobody waits any more is closed.
 ///
 /// Result    the new descriptor.
 /// Errors    as accept(2), all of them: riding some out is for the listener.

@@ -35,7 +35,7 @@ class connect final : public basic_operation<connect, void> {
       return calls.connect_outcome(fd());
     }
     const int answer = calls.connect(fd(), to_, size_);
-    in_progress_ = answer == -EINPROGRESS || answer == -EINTR;  // interrupted, it goes on all the same
+    in_progress_ = answer == -EINPROGRESS || answer == -EINTR;  // interrupted, it goes on
     return in_progress_ ? -EAGAIN : answer == -EAGAIN ? no_room : answer;
   }
   bool take(int answer) noexcept override {

@@ -23,13 +23,15 @@ class read final : public basic_operation<read, std::size_t> {
   static constexpr short waits_for = interest::readable;
 
   read(int fd, std::span<std::byte> into) noexcept
-      : basic_operation(fd, watching::borrowed), into_(into.first(std::min(into.size(), bytes_max))) {}
+      : basic_operation(fd, watching::borrowed),
+        into_(into.first(std::min(into.size(), bytes_max))) {}
 
   bool await_ready() const noexcept { return into_.empty(); }
 
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
-    io_uring_prep_read(&sqe, fd(), into_.data(), static_cast<unsigned>(into_.size()), at_file_offset);
+    io_uring_prep_read(&sqe, fd(), into_.data(), static_cast<unsigned>(into_.size()),
+                       at_file_offset);
 #endif
   }
   int perform(syscalls& calls) noexcept override {

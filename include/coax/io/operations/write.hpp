@@ -22,13 +22,15 @@ class write final : public basic_operation<write, std::size_t> {
  public:
   static constexpr short waits_for = interest::writable;
 
-  write(int fd, std::span<const std::byte> from) noexcept : basic_operation(fd, watching::borrowed), from_(from) {}
+  write(int fd, std::span<const std::byte> from) noexcept
+      : basic_operation(fd, watching::borrowed), from_(from) {}
 
   bool await_ready() const noexcept { return from_.empty(); }
 
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
-    io_uring_prep_write(&sqe, fd(), rest().data(), static_cast<unsigned>(rest().size()), at_file_offset);
+    io_uring_prep_write(&sqe, fd(), rest().data(), static_cast<unsigned>(rest().size()),
+                        at_file_offset);
 #endif
   }
   int perform(syscalls& calls) noexcept override {
