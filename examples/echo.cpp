@@ -25,6 +25,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 using namespace std::chrono_literals;
@@ -66,7 +67,7 @@ struct arguments {
   std::string ip = "127.0.0.1";
   std::uint16_t port = 9000;
   int workers = 1024;
-  int processes = static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
+  int processes = static_cast<int>(std::thread::hardware_concurrency());
 };
 
 [[noreturn]] void refuse(const std::string& why) {

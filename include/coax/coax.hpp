@@ -1,6 +1,6 @@
 #pragma once
 
-/// All of coax but <coax/sim.hpp>.
+/// All of coax.
 
 #include <coax/io/choose.hpp>
 #include <coax/io/fd.hpp>

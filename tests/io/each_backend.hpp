@@ -39,7 +39,8 @@ inline const std::vector<coax::backend>& backends_here() {
     std::vector<coax::backend> found{coax::backend::epoll};
 #if !defined(COAX_WITHOUT_URING)
     if (const std::error_code refused = coax::detail::try_ring())
-      std::fprintf(stderr, "io_uring cannot run here (%s): testing epoll alone\n", refused.message().c_str());
+      std::fprintf(stderr, "io_uring cannot run here (%s): testing epoll alone\n",
+                   refused.message().c_str());
     else
       found.push_back(coax::backend::io_uring);
 #endif
@@ -48,14 +49,19 @@ inline const std::vector<coax::backend>& backends_here() {
   return all;
 }
 
-inline const char* name_of(coax::backend b) { return b == coax::backend::epoll ? "epoll" : "io_uring"; }
+inline const char* name_of(coax::backend b) {
+  return b == coax::backend::epoll ? "epoll" : "io_uring";
+}
 
 /// A reactor of exactly that backend, whatever COAX_BACKEND says.
-inline std::unique_ptr<coax::reactor> reactor_of(coax::backend b, coax::syscalls& calls = coax::syscalls::kernel(),
+inline std::unique_ptr<coax::reactor> reactor_of(coax::backend b,
+                                                 coax::syscalls& calls = coax::syscalls::kernel(),
                                                  unsigned ring_entries = 256) {
 #if !defined(COAX_WITHOUT_URING)
-  if (b == coax::backend::io_uring) return std::make_unique<coax::uring_reactor>(ring_entries, calls);
+  if (b == coax::backend::io_uring)
+    return std::make_unique<coax::uring_reactor>(ring_entries, calls);
 #endif
+  static_cast<void>(b);
   static_cast<void>(ring_entries);
   return std::make_unique<coax::epoll_reactor>(calls);
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Tests of the echo example from outside: a real process, real sockets, each backend.
+"""Tests of the examples from outside: real processes, real sockets, each backend. Most are of echo;
+echo_client, poll and threads are looked for in its directory.
 
     outside.py PATH_TO_ECHO [name-filter...]
 
@@ -12,6 +13,7 @@ import ctypes
 import errno
 import itertools
 import os
+import pty
 import random
 import re
 import resource
@@ -57,7 +59,7 @@ def eventually(holds, otherwise, seconds=PATIENCE):
 
 
 tests = []
-echo_path = None
+programs = None  # the directory of copies of the examples
 
 
 def test(name, backends=BOTH, **options):
@@ -81,7 +83,7 @@ def test_of_start(name, backends=BOTH):
 
 # --- the server -------------------------------------------------------------------------------
 
-def start(args, backend, before_exec, stderr):
+def start(args, backend, before_exec=None, stderr=None, program="echo"):
     environment = {k: v for k, v in os.environ.items() if k != "COAX_BACKEND"}
     if backend is not None:
         environment["COAX_BACKEND"] = backend
@@ -91,27 +93,50 @@ def start(args, backend, before_exec, stderr):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if before_exec:
             before_exec()
-    return subprocess.Popen([echo_path, *args], env=environment, preexec_fn=in_child, text=True,
-                            start_new_session=True, stdout=subprocess.PIPE, stderr=stderr)
+    return subprocess.Popen([os.path.join(programs, program), *args], env=environment, text=True,
+                            preexec_fn=in_child, start_new_session=True, stdout=subprocess.PIPE,
+                            stderr=stderr)
+
+
+def children(parent):
+    """The pids of the children of a process, without those that have ended."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as stat:
+            state, ppid = stat.read().rpartition(")")[2].split()[:2]
+            if int(ppid) == parent and state not in "ZX":
+                found.append(int(pid))
+    return sorted(found)
+
+
+def end_orphans():
+    """Ends what is left of a test. As main() asked for, orphans become children of ours."""
+    while left := children(os.getpid()):
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 class Server:
-    """A running echo on a free port. Leaving the block ends it and checks that it went well."""
+    """A running server on a free port. Leaving the block ends it and checks that it went well."""
 
     running = []
 
-    def __init__(self, backend, tasks=1024, before_exec=None):
+    def __init__(self, backend, tasks=1024, processes=1, before_exec=None, program="echo"):
         self.clients = []
         self.errors = tempfile.TemporaryFile("w+", errors="replace")
-        args = ["127.0.0.1", "0"] + ([str(tasks)] if tasks != 1024 else [])
-        self.process = start(args, backend, before_exec, self.errors)
+        counts = {"echo": (tasks, processes), "threads": (processes, tasks)}[program]
+        self.process = start(["127.0.0.1", "0", *map(str, counts)], backend, before_exec,
+                             self.errors, program)
         Server.running.append(self)
         line = self.process.stdout.readline()
-        parts = re.fullmatch(r"echo: listening on 127\.0\.0\.1:(\d+), 1 process x (\d+) workers, "
+        of_what = {"echo": "process" if processes == 1 else "processes", "threads": "threads"}
+        parts = re.fullmatch(rf"{program}: listening on 127\.0\.0\.1:(\d+), {processes} "
+                             rf"{of_what[program]} x {tasks} workers, "
                              r"(io_uring|epoll)(?: \((.+)\))?\n", line)
         check(parts, f"the first line is {line!r}")
-        self.port, self.backend, self.fell_back = int(parts[1]), parts[3], parts[4]
-        check(self.port and int(parts[2]) == tasks, f"not what was asked: {line!r}")
+        self.port, self.backend, self.fell_back = int(parts[1]), parts[2], parts[3]
+        check(self.port, f"no port: {line!r}")
         if backend:
             check((self.backend, self.fell_back) == (backend, None), f"forced {backend}: {line!r}")
         else:
@@ -164,11 +189,25 @@ class Server:
         check(self.refuses(), "the port still answers")
 
     def is_gone(self):
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-self.process.pid, os.WNOHANG)[0]:  # orphans, that have become ours
+                pass
         try:
             os.killpg(self.process.pid, 0)
         except ProcessLookupError:
             return True
         return False
+
+    def has_children(self, count, seconds=PATIENCE):
+        """Waits until there are so many, each of which says so; returns their pids."""
+        def all_started():
+            self.errors.seek(0)
+            said = self.errors.read()
+            pids = children(self.process.pid)
+            return len(pids) == count and all(
+                re.search(rf"\(pid {pid}\) started: {self.backend}\n", said) for pid in pids)
+        eventually(all_started, f"not {count} processes that have said so", seconds)
+        return children(self.process.pid)
 
     def destroy(self):
         """Whatever happened, nothing stays; returns what it had to say."""
@@ -195,19 +234,37 @@ class Server:
                 self.ends(within=5)  # less than its grace: no forgotten connection may take that
 
 
-def refusal(args, backend, before_exec=None):
-    """Runs an echo that must not start; returns its exit status and its one line of stderr."""
-    process = start(args, backend, before_exec, subprocess.PIPE)
+def outcome(process):
+    """Waits for the end of a program; returns its exit status and what it wrote."""
     try:
-        out, line = process.communicate(timeout=PATIENCE)
+        out, errors = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
-        raise Failed(f"echo {args} runs") from None
+        raise Failed(f"{process.args} runs on") from None
     finally:
         process.kill()
         process.communicate()
+    return process.returncode, out, errors
+
+
+def complaint(process):
+    """Waits for the end of a program that must fail; returns its exit status and the one line."""
+    status, out, line = outcome(process)
     one_line = line.endswith("\n") and line.count("\n") == 1 and not line.startswith("usage")
-    check(one_line and not out, f"echo {args}: not one line with a cause: {out!r}, {line!r}")
-    return process.returncode, line
+    check(one_line and not out, f"{process.args}: not one line with a cause: {out!r}, {line!r}")
+    return status, line
+
+
+def refusal(args, backend, before_exec=None, program="echo"):
+    """Runs a program that must not start; returns its exit status and its one line of stderr."""
+    return complaint(start(args, backend, before_exec, subprocess.PIPE, program))
+
+
+def refuses_all(bad, backend, program="echo"):
+    """Each of `bad`, arguments with a pattern that names the bad one, ends with exit status 2."""
+    for args, names in bad:
+        status, line = refusal(args, backend, program=program)
+        check(status == 2, f"{program} {args}: exit status {status}, {line!r}")
+        check(re.search(names, line, re.I), f"{program} {args}: does not say which: {line!r}")
 
 
 def refuse_io_uring(error):
@@ -525,12 +582,12 @@ def bad_arguments(backend):
     bad = [([text], ip) for text in ("nonsense", "256.0.0.1", "127.0.0.1x", "")]
     bad += [(["127.0.0.1", text], port) for text in ("70000", "65536", "x", "-1", "80x", "")]
     bad += [(good + [text], task) for text in ("0", "-1", "abc", "4x", "", "99999999999999999999")]
-    bad += [(good + ["4", text], process) for text in ("0", "-1", "two", "2", "1000", "")]
+    bad += [(good + ["4", text], process) for text in ("0", "-1", "two", "2x", "")]
     bad += [(good + ["4", "1", "5"], "too many|argument")]
-    for args, names in bad:
-        status, line = refusal(args, backend)
-        check(status == 2, f"echo {args}: exit status {status}, {line!r}")
-        check(re.search(names, line, re.I), f"echo {args}: does not say which: {line!r}")
+    bad += [(["-d", "nonsense"], ip), (["-d", *good, "0"], task)]
+    bad += [(["-d", *good, "4", "0"], process), (["-d", *good, "4", "1", "5"], "too many|argument")]
+    bad += [(["-x"], ip), ([*good, "-d"], task)]
+    refuses_all(bad, backend)
 
 
 def cannot_listen(backend, address, error, before_exec=None):
@@ -615,6 +672,299 @@ def clients_that_stay(server):
     check(took > 9, f"ended after {took:.1f} s")
 
 
+# --- several processes ------------------------------------------------------------------------
+
+@test("two processes: fifty clients get random messages back intact", processes=2)
+def two_processes(server):
+    server.has_children(2)
+    rng = random.Random(4)
+    clients = [server.connect() for _ in range(50)]
+    for longest in (1, 16385, 100_000):
+        converse({client: rng.randbytes(rng.randint(1, longest)) for client in clients})
+
+
+def ten_live(server):
+    """Ten clients of both processes: one alone has 8 workers."""
+    clients = [server.connect() for _ in range(10)]
+    for client in clients:
+        exchange(client)
+    return clients
+
+
+def finish(server, clients):
+    """After a signal: no new ones, these are served on, and with the last the server ends."""
+    eventually(server.refuses, "still accepts", seconds=5)
+    time.sleep(0.2)  # whatever else the signal does, it has done
+    while clients:
+        for client in clients:
+            exchange(client)
+        check(server.process.poll() is None, f"ended with {len(clients)} clients connected")
+        clients.pop().close()
+    server.ends(within=1)
+
+
+for signum in SIGNALS:
+    @test(f"two processes: {signum.name} lets ten connections finish", tasks=8, processes=2)
+    def processes_finish(server, signum=signum):
+        clients = ten_live(server)
+        server.process.send_signal(signum)
+        finish(server, clients)
+
+    @test(f"two processes: {signum.name} to the whole group counts once", tasks=8, processes=2)
+    def group_signal(server, signum=signum):  # SIGINT is Ctrl-C, SIGTERM a service manager
+        clients = ten_live(server)
+        os.killpg(server.process.pid, signum)
+        finish(server, clients)
+
+    @test(f"two processes: {signum.name} without connections ends at once", processes=2)
+    def processes_idle(server, signum=signum):
+        server.process.send_signal(signum)  # perhaps before there are any children
+        server.ends(within=1)
+
+
+@test("two processes: a second signal ends all at once", tasks=8, processes=2)
+def processes_second_signal(server):
+    clients = ten_live(server)
+    server.process.terminate()
+    eventually(server.refuses, "still accepts", seconds=5)
+    exchange(clients[0])
+    server.process.send_signal(signal.SIGINT)
+    server.ends(within=1, status=1)
+
+
+@test("two processes: when the parent is killed, they finish and end", tasks=8, processes=2)
+def parent_killed(server):
+    server.has_children(2)
+    clients = ten_live(server)
+    server.process.kill()
+    server.process.wait()
+    eventually(server.refuses, "still accepts", seconds=5)
+    while clients:
+        exchange(clients[-1])
+        clients.pop().close()
+    eventually(server.is_gone, "children outlive their parent", seconds=2)
+
+
+@test("two processes: one that is killed is back within 2 s", tasks=3, processes=2)
+def child_killed(server):
+    before = server.has_children(2)
+    for victim in before:
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: victim not in children(server.process.pid), "survives SIGKILL")
+        after = server.has_children(2, seconds=2)
+        check(len(set(after) & set(before)) <= 1, f"the processes are {after}, were {before}")
+        waiting = callers(server, 6)  # that takes both
+        while waiting:
+            check(served(waiting, PATIENCE), f"{len(waiting)} clients are not served")
+        while server.clients:
+            server.clients.pop().close()
+
+
+for processes in (1, 2):
+    @test_of_start(f"-d with {processes} of them: returns at once, the server runs on")
+    def detaches(backend, processes=processes):
+        command = start(["-d", "127.0.0.1", "0", "8", str(processes)], backend)
+        status, line, _ = outcome(command)
+        listens = re.match(rf"echo: listening on 127\.0\.0\.1:(\d+), {processes} process", line)
+        check(status == 0 and listens, f"exit status {status}, {line!r}")
+        (server,) = children(os.getpid())  # its parent has ended
+        check(os.getsid(server) not in (command.pid, os.getsid(0)), "still in a session of others")
+        with socket.create_connection(("127.0.0.1", int(listens[1])), PATIENCE) as client:
+            exchange(client)
+            os.kill(server, signal.SIGTERM)
+            exchange(client)
+        eventually(lambda: os.waitpid(server, os.WNOHANG) == (server, 0), "does not end well")
+
+
+# --- echo_client ------------------------------------------------------------------------------
+
+def echo_client(port, backend, *options, connections=10, stderr=subprocess.PIPE):
+    return start(["127.0.0.1", str(port), str(connections), *map(str, options)], backend,
+                 stderr=stderr, program="echo_client")
+
+
+def figures(client, size=64):
+    """Waits for the end of an echo_client that must succeed; returns its messages/s."""
+    status, out, errors = outcome(client)
+    check(status == 0 and not errors, f"exit status {status}, {out!r}, {errors!r}")
+    parts = re.fullmatch(r"(\d+) messages/s, (\d+) bytes/s, us: p50 ([\d.]+), p99 ([\d.]+), "
+                         r"p99\.9 ([\d.]+), max ([\d.]+)\n", out)
+    check(parts, f"says {out!r}")
+    rate, bytes_rate, *latencies = map(float, parts.groups())
+    check(rate > 0 and abs(bytes_rate - rate * size) <= size, f"does not add up: {out!r}")
+    check(0 < latencies[0] and latencies == sorted(latencies), f"not in order: {out!r}")
+    return rate
+
+
+@test("echo_client: every byte is right, and figures", processes=2)
+def client_measures(server):
+    for connections, size, depth in ((10, 64, 1), (50, 1001, 16), (1, 1, 1000), (5, 300_000, 20)):
+        figures(echo_client(server.port, server.backend, "--size", size, "--depth", depth,
+                            "--seconds", 1, connections=connections), size)
+
+
+@test("echo_client: SIGINT ends it early, with the figures")
+def client_interrupted(server):
+    before = server.fds()
+    client = echo_client(server.port, server.backend, "--seconds", 1000)
+    eventually(lambda: server.fds() >= before + 10, "does not connect")
+    time.sleep(0.2)
+    client.send_signal(signal.SIGINT)
+    figures(client)
+
+
+@test("echo_client: progress once a second, on a terminal")
+def client_progress(server):
+    ours, terminal = pty.openpty()
+    client = echo_client(server.port, server.backend, "--seconds", 2, stderr=terminal)
+    os.close(terminal)
+    status, out, _ = outcome(client)
+    said = ""
+    with contextlib.suppress(OSError):  # EIO: nobody has the terminal open any more
+        while chunk := os.read(ours, 4096):
+            said += chunk.decode()
+    os.close(ours)
+    check(status == 0 and "p99.9" in out, f"exit status {status}, {out!r}")
+    check(re.fullmatch(r"1 s: \d+ messages/s\r\n2 s: \d+ messages/s\r\n", said), f"says {said!r}")
+
+
+def against(backend, serve, *options):
+    """An echo_client of one connection, which this function serves; its exit status and line."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
+        client = echo_client(listener.getsockname()[1], backend, *options, connections=1)
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(PATIENCE)
+            serve(connection)
+        return complaint(client)
+
+
+def echo_some(connection, count):
+    while count > 0 and (chunk := connection.recv(min(count, 65536))):
+        connection.sendall(chunk)
+        count -= len(chunk)
+
+
+@test_of_start("echo_client: a byte that differs is found")
+def client_finds_corruption(backend):
+    for before, size in ((0, 64), (63, 64), (64 * 100 + 5, 64), (999_999, 100_000)):
+        def corrupt(connection, before=before):
+            echo_some(connection, before)
+            connection.sendall(bytes([connection.recv(1)[0] ^ 1]))
+            with contextlib.suppress(ConnectionError):
+                echo_some(connection, 10 * size)
+        status, line = against(backend, corrupt, "--size", size, "--depth", 3)
+        check(status == 1 and "differs" in line, f"exit status {status}, {line!r}")
+        check(f"reply {before // size} " in line, f"not the right reply: {line!r}")
+
+
+@test_of_start("echo_client: a connection that ends, or is reset, is an error")
+def client_sees_the_end(backend):
+    for how in (socket.socket.close, reset):
+        def leave(connection, how=how):
+            echo_some(connection, 64 * 10 + 7)
+            how(connection)
+        status, line = against(backend, leave)
+        check(status == 1 and "connection 1 broke" in line, f"exit status {status}, {line!r}")
+
+
+@test_of_start("echo_client: a server that falls silent is an error after 5 s")
+def client_sees_silence(backend):
+    def fall_silent(connection):
+        echo_some(connection, 64 * 10)
+        while connection.recv(65536):
+            pass
+    begin = time.monotonic()
+    status, line = against(backend, fall_silent, "--seconds", 1)
+    took = time.monotonic() - begin
+    check(status == 1 and "missing" in line, f"exit status {status}, {line!r}")
+    check(5.9 < took < 10, f"took {took:.1f} s")
+
+
+@test_of_start("echo_client: a refused connection is an error")
+def client_refused(backend):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        status, line = complaint(echo_client(taken.getsockname()[1], backend))
+        address = "%s:%d" % taken.getsockname()
+        check(status == 1 and address in line and os.strerror(errno.ECONNREFUSED) in line,
+              f"exit status {status}, {line!r}")
+
+
+@test_of_start("echo_client: bad arguments are refused in one line")
+def client_bad_arguments(backend):
+    good = ["127.0.0.1", "9000", "1"]
+    bad = [([text], "ip") for text in ("nonsense", "256.0.0.1", "", "-x")]
+    bad += [(good[:1] + [text], "port") for text in ("0", "65536", "x", "-1", "80x", "")]
+    bad += [(good[:2] + [text], "connections") for text in ("0", "-1", "abc", "1e3", "")]
+    bad += [(good + ["5"], "too many")]
+    for option in ("--size", "--depth", "--seconds"):
+        bad += [([option, text], option) for text in ("0", "-1", "x", "", "9" * 20)]
+        bad += [([option], option), (good + [option], option)]
+    bad += [(["--sizes", "1"], "--sizes"), (["--"], "--")]
+    refuses_all(bad, backend, "echo_client")
+
+
+# --- poll and threads -------------------------------------------------------------------------
+
+@test_of_start("poll: connected, refused and timed out, each in a line")
+def polls(backend):
+    with contextlib.ExitStack() as sockets:
+        ready = sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()
+        refusing = sockets.enter_context(socket.socket())
+        refusing.bind(("127.0.0.1", 0))
+        refusing = refusing.getsockname()
+        full = socket.create_server(("127.0.0.1", 0), backlog=0)
+        full = sockets.enter_context(full).getsockname()
+        for _ in range(2):  # its backlog; who comes later is left without an answer
+            caller = sockets.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(full)
+        expected = {"%s:%d connected" % ready, "%s:%d timed out" % full,
+                    "%s:%d error: %s" % (*refusing, os.strerror(errno.ECONNREFUSED))}
+        addresses = ["%s:%d" % each for each in (full, refusing, ready)]
+        begin = time.monotonic()
+        status, out, errors = outcome(start(addresses, backend, None, subprocess.PIPE, "poll"))
+        took = time.monotonic() - begin
+        check(status == 1 and set(out.splitlines()) == expected, f"{status}, {out!r}, {errors!r}")
+        check(out.endswith(" timed out\n") and 1.9 < took < 5, f"in {took:.1f} s: {out!r}")
+        both = outcome(start(addresses[2:] * 2, backend, None, subprocess.PIPE, "poll"))
+        check(both == (0, ("%s:%d connected\n" % ready) * 2, ""), f"{both}")
+    refuses_all([([], "address"), ([addresses[0], "127.0.0.1"], r"127\.0\.0\.1\b.*port"),
+                 (["localhost:80"], "localhost")], backend, "poll")
+
+
+@test("threads: two of them echo, and finish after SIGTERM", tasks=8, processes=2,
+      program="threads")
+def threads(server):
+    rng = random.Random(5)
+    clients = ten_live(server)
+    check(len(os.listdir(f"/proc/{server.process.pid}/task")) >= 3, "not two threads of its own")
+    for longest in (1, 16385, 100_000):
+        converse({client: rng.randbytes(rng.randint(1, longest)) for client in clients})
+    server.process.terminate()
+    time.sleep(0.2)
+    late = server.connect()  # the backlog takes it, and nobody else
+    late.sendall(b"anybody there?")
+    while clients:
+        for client in clients:
+            exchange(client)
+        check(server.process.poll() is None, f"ended with {len(clients)} clients connected")
+        clients.pop().close()
+    check(not select.select([late], [], [], 0)[0] or late.recv(1) == b"", "served after SIGTERM")
+    server.ends(within=1)
+
+
+@test_of_start("threads: bad arguments are refused in one line")
+def threads_bad_arguments(backend):
+    good = ["127.0.0.1", "0", "1", "1"]
+    bad = [(["nonsense"], "ip"), (good[:1] + ["x"], "port"), (good + ["1"], "too many")]
+    bad += [(good[:2] + [text], "threads") for text in ("0", "-1", "x", "")]
+    bad += [(good[:3] + [text], "workers") for text in ("0", "-1", "x", "")]
+    refuses_all(bad, backend, "threads")
+
+
 # --- running them -----------------------------------------------------------------------------
 
 def why_no_io_uring():
@@ -642,22 +992,26 @@ def run(body, backend):
         while Server.running:
             said = Server.running.pop().destroy()
             why += f"; its stderr: {said}" if said and result == "FAILED" else ""
+        end_orphans()
     return result, why
 
 
 def main():
-    global echo_path
+    global programs
     if len(sys.argv) < 2 or not os.access(sys.argv[1], os.X_OK):
         sys.exit(__doc__)
     filters = sys.argv[2:] or [""]
     no_io_uring = why_no_io_uring()
     signal.signal(signal.SIGALRM, on_alarm)
     counts = dict.fromkeys(("ok", "skipped", "FAILED"), 0)
-    with tempfile.TemporaryDirectory() as directory:
-        # A copy, where an ordinary user can reach it and no build replaces it meanwhile.
-        os.chmod(directory, 0o755)
-        echo_path = shutil.copy(sys.argv[1], directory)
-        os.chmod(echo_path, 0o755)
+    LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    with tempfile.TemporaryDirectory() as programs:
+        # Copies, where an ordinary user can reach them and no build replaces them meanwhile.
+        os.chmod(programs, 0o755)
+        for name in ("echo", "echo_client", "poll", "threads"):
+            built = os.path.join(os.path.dirname(sys.argv[1]), name)
+            if os.path.exists(built):  # else the tests of it fail
+                os.chmod(shutil.copy(built, programs), 0o755)
         for title, backend, body in tests:
             if not any(part in title for part in filters):
                 continue

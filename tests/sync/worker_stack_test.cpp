@@ -384,14 +384,18 @@ TEST_CASE("a reservation moves, and one that is assigned to is given back", "[wo
   });
 }
 
-TEST_CASE("a loop of reservations that are ready at once lets others run, and ends when the stack is closed", "[worker_stack]") {
+TEST_CASE(
+    "a loop of reservations that are ready at once lets others run, and ends when the stack is closed",
+    "[worker_stack]") {
   play([](stage& on) -> task<> {
     co_await on.enter(worker, "a");
     co_await coax::with_scope([&](coax::scope& s) -> task<> {
-      s.spawn([](stage& here) -> task<> {
-        while (auto permit = co_await here.idle->reserve()) {
-        }
-      }, std::ref(on));
+      s.spawn(
+          [](stage& here) -> task<> {
+            while (auto permit = co_await here.idle->reserve()) {
+            }
+          },
+          std::ref(on));
       co_await coax::yield();
       on.idle->close();
     });

@@ -161,8 +161,8 @@ task<> does_nothing(int& out) {
 
 TEST_CASE("coroutines that name what they await run on every compiler", "[compiler]") {
   test_loop loop;
-  for (const auto& good : {names_in_if, names_before_if, has_a_local, has_a_local_in_a_branch, tests_in_a_ternary,
-                           tests_nothing, does_nothing}) {
+  for (const auto& good : {names_in_if, names_before_if, has_a_local, has_a_local_in_a_branch,
+                           tests_in_a_ternary, tests_nothing, does_nothing}) {
     int out = 0;
     loop.run(good(out));
     CHECK(out == 1);
@@ -236,7 +236,8 @@ TEST_CASE("what is awaited is not copied, and need not be movable", "[compiler]"
 static_assert(std::is_trivially_destructible_v<coax::timeout>);
 static_assert(std::is_trivially_destructible_v<coax::clock::time_point>);
 static_assert(!std::is_aggregate_v<task<>> && !std::is_aggregate_v<coax::result<counted>>);
-static_assert(!std::is_aggregate_v<decltype(coax::sleep_for(1s))> && !std::is_aggregate_v<decltype(coax::yield())>);
+static_assert(!std::is_aggregate_v<decltype(coax::sleep_for(1s))> &&
+              !std::is_aggregate_v<decltype(coax::yield())>);
 static_assert(!std::is_aggregate_v<decltype(coax::within(1s, coax::yield()))>);
 static_assert(!std::is_aggregate_v<decltype(coax::within(1s, yes()))>);
 static_assert(!std::is_aggregate_v<decltype(coax::race(yes(), coax::yield()))>);
@@ -288,21 +289,28 @@ TEST_CASE("values written inside an await of within and race are destroyed once"
     CHECK(flat->value == 3);
     const auto late = co_await coax::within(1ms, borrow(counted(4), true));
     CHECK(late.error() == std::errc::timed_out);
-    const auto raced = co_await coax::race(give(5), borrow(counted(6), true), coax::within(2s, take(counted(7))));
+    const auto raced =
+        co_await coax::race(give(5), borrow(counted(6), true), coax::within(2s, take(counted(7))));
     CHECK(std::get<0>(raced)->value == 5);
   });
   CHECK(counts.alive() == 0);
 }
 
-TEST_CASE("the body of a scope that captures by reference is destroyed once, a named one as often as copied",
-          "[compiler]") {
+TEST_CASE(
+    "the body of a scope that captures by reference is destroyed once, a named one as often as copied",
+    "[compiler]") {
   const counted::census counts;
   test_loop loop;
   int ran = 0;
   loop.run([&]() -> task<> {
     const counted outside(1);
     co_await coax::with_scope([&](coax::scope& s) -> task<> {
-      s.spawn([](const counted& c, int& n) -> task<> { n += c.value; co_return; }, std::ref(outside), std::ref(ran));
+      s.spawn(
+          [](const counted& c, int& n) -> task<> {
+            n += c.value;
+            co_return;
+          },
+          std::ref(outside), std::ref(ran));
       co_return;
     });
     const auto named = [held = counted(2), &ran](coax::scope&) -> task<> {
@@ -325,10 +333,12 @@ TEST_CASE("awaited values kept in locals leak nothing, on return and when unwoun
     const counted::census counts;
     test_loop loop;
     watched<> w(*loop, []() -> task<> {
-      const both pair = co_await []() -> task<both> { co_return both(counted(1), co_await give(2)); }();
+      const both pair =
+          co_await []() -> task<both> { co_return both(counted(1), co_await give(2)); }();
       const auto raced = co_await coax::race(give(3), give(4));
       const auto result = co_await give_result(5);
-      const std::string text = co_await []() -> task<std::string> { co_return std::string(100, 'x'); }();
+      const std::string text =
+          co_await []() -> task<std::string> { co_return std::string(100, 'x'); }();
       co_await coax::sleep_for(1s);
       CHECK(pair.first.value + pair.second.value + std::get<0>(raced)->value + result->value == 11);
       CHECK(text.size() == 100);

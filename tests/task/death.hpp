@@ -20,7 +20,9 @@ struct ending {
   std::string words;
 
   bool said(std::string_view fragment) const { return words.find(fragment) != std::string::npos; }
-  bool aborted_saying(std::string_view fragment) const { return signal == SIGABRT && said(fragment); }
+  bool aborted_saying(std::string_view fragment) const {
+    return signal == SIGABRT && said(fragment);
+  }
   bool was_orderly() const { return signal == 0 && status == 0; }
 };
 
@@ -39,7 +41,8 @@ ending ending_of(Action&& action) {
   if (child == 0) {
     const rlimit no_core{0, 0};
     ::setrlimit(RLIMIT_CORE, &no_core);
-    for (const int caught_by_catch : {SIGABRT, SIGSEGV, SIGFPE, SIGILL, SIGTERM}) std::signal(caught_by_catch, SIG_DFL);
+    for (const int caught_by_catch : {SIGABRT, SIGSEGV, SIGFPE, SIGILL, SIGTERM})
+      std::signal(caught_by_catch, SIG_DFL);
     ::alarm(120);  // a child that hangs must not hang the test
     ::dup2(ends[1], STDERR_FILENO);
     try {
@@ -52,7 +55,8 @@ ending ending_of(Action&& action) {
   }
   ::close(ends[1]);
   char some[512];
-  for (ssize_t n = 0; (n = ::read(ends[0], some, sizeof some)) > 0;) seen.words.append(some, static_cast<std::size_t>(n));
+  for (ssize_t n = 0; (n = ::read(ends[0], some, sizeof some)) > 0;)
+    seen.words.append(some, static_cast<std::size_t>(n));
   ::close(ends[0]);
   int how = 0;
   ::waitpid(child, &how, 0);

@@ -6,6 +6,7 @@
 #include "probes.hpp"
 
 #include <algorithm>
+#include <cstddef>
 #include <functional>
 #include <string>
 #include <vector>
@@ -23,9 +24,34 @@ task<> writes_and_yields(std::string& log, char name, int times) {
   }
 }
 
-task<> completes_at_once(script& s, const bool& over) {
-  while (!over) co_await scripted_wait(s);
-}
+/// A loop that is run one turn at a time.
+class one_turn final : public coax::loop {
+ public:
+  one_turn() noexcept : loop(coax::clock::time_point(1h)) {}
+  coax::clock::time_point now() const noexcept override { return coax::clock::time_point(1h); }
+  void turn() {
+    const running_here guard(*this);
+    run_ready();
+  }
+};
+
+/// Writes its number when it runs, and is ready again at once if it is told to.
+class ready_again final : public coax::ready_node {
+ public:
+  ready_again(coax::loop& l, std::vector<int>& log, int number, bool again)
+      : loop_(l), log_(log), number_(number), again_(again) {}
+
+ private:
+  void run() noexcept override {
+    log_.push_back(number_);
+    if (again_) loop_.make_ready(*this);
+  }
+
+  coax::loop& loop_;
+  std::vector<int>& log_;
+  int number_;
+  bool again_;
+};
 
 }  // namespace
 
@@ -56,12 +82,14 @@ TEST_CASE("a task that always yields keeps nobody out", "[fairness]") {
   int rounds = 0;
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
-      s.spawn([](const bool& stop, int& n) -> task<> {
-        while (!stop) {
-          ++n;
-          co_await coax::yield();
-        }
-      }, std::cref(over), std::ref(rounds));
+      s.spawn(
+          [](const bool& stop, int& n) -> task<> {
+            while (!stop) {
+              ++n;
+              co_await coax::yield();
+            }
+          },
+          std::cref(over), std::ref(rounds));
       for (int i = 0; i < 100; ++i) co_await coax::yield();
       over = true;
     });
@@ -70,38 +98,34 @@ TEST_CASE("a task that always yields keeps nobody out", "[fairness]") {
   CHECK(rounds <= 101);
 }
 
-TEST_CASE("a task whose waits always complete at once keeps nobody out", "[fairness]") {
-  test_loop loop;
-  script s;
-  s.completes_at_once = true;
-  bool over = false;
-  loop.run([&]() -> task<> {
-    co_await coax::with_scope([&](scope& own) -> task<> {
-      own.spawn(completes_at_once, std::ref(s), std::cref(over));
-      for (int i = 0; i < 100; ++i) co_await coax::yield();
-      over = true;
-    });
-  });
-  CHECK(s.begun >= 100);
-  CHECK(s.begun <= 100 * 100);  // at most some dozens of completions in each turn
-}
-
-TEST_CASE("so it does inside of other tasks, which wait for nothing themselves", "[fairness]") {
-  test_loop loop;
-  script s;
-  s.completes_at_once = true;
-  bool over = false;
-  loop.run([&]() -> task<> {
-    co_await coax::with_scope([&](scope& own) -> task<> {
-      own.spawn([](script& at_once, const bool& stop) -> task<> {
-        const auto once = [](script& each) -> task<> { co_await scripted_wait(each); };
-        while (!stop) co_await once(at_once);
-      }, std::ref(s), std::cref(over));
-      for (int i = 0; i < 100; ++i) co_await coax::yield();
-      over = true;
-    });
-  });
-  CHECK(s.begun <= 100 * 100);
+TEST_CASE("a task whose waits always end at once keeps nobody out", "[fairness]") {
+  const auto in_itself = [](script& each) -> task<> { co_await scripted_wait(each); };
+  for (const bool ready : {false, true}) {
+    for (const bool in_tasks : {false, true}) {
+      test_loop loop;
+      script s;
+      s.ready = ready;
+      s.completes_at_once = true;
+      bool over = false;
+      const auto always = [&]() -> task<> {
+        while (!over) {
+          if (in_tasks)
+            co_await in_itself(s);
+          else
+            co_await scripted_wait(s);
+        }
+      };
+      loop.run([&]() -> task<> {
+        co_await coax::with_scope([&](scope& own) -> task<> {
+          own.spawn(std::cref(always));
+          for (int i = 0; i < 100; ++i) co_await coax::yield();
+          over = true;
+        });
+      });
+      CHECK(s.resumed >= 100 * 10);  // some dozens of completions in each turn, and no more
+      CHECK(s.resumed <= 100 * 100);
+    }
+  }
 }
 
 TEST_CASE("a thousand tasks that yield all get their turns", "[fairness]") {
@@ -111,14 +135,16 @@ TEST_CASE("a thousand tasks that yield all get their turns", "[fairness]") {
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
       for (int& mine : turns) {
-        s.spawn([](int& n, const std::vector<int>& all, int& spread) -> task<> {
-          for (int i = 0; i < 20; ++i) {
-            ++n;
-            const auto [fewest, most] = std::minmax_element(all.begin(), all.end());
-            spread = std::max(spread, *most - *fewest);
-            co_await coax::yield();
-          }
-        }, std::ref(mine), std::cref(turns), std::ref(spread_max));
+        s.spawn(
+            [](int& n, const std::vector<int>& all, int& spread) -> task<> {
+              for (int i = 0; i < 20; ++i) {
+                ++n;
+                const auto [fewest, most] = std::minmax_element(all.begin(), all.end());
+                spread = std::max(spread, *most - *fewest);
+                co_await coax::yield();
+              }
+            },
+            std::ref(mine), std::cref(turns), std::ref(spread_max));
       }
       co_return;
     });
@@ -126,17 +152,55 @@ TEST_CASE("a thousand tasks that yield all get their turns", "[fairness]") {
   CHECK(spread_max == 1);
 }
 
-TEST_CASE("those that sleep until the same time wake in the order in which they began", "[fairness]") {
+TEST_CASE("what becomes ready in a turn runs in the next one", "[fairness]") {
+  one_turn loop;
+  std::vector<int> log;
+  ready_again a(loop, log, 1, true);
+  ready_again b(loop, log, 2, false);
+  loop.make_ready(a);
+  loop.make_ready(b);
+  loop.turn();
+  CHECK(log == std::vector<int>{1, 2});
+  loop.turn();
+  CHECK(log == std::vector<int>{1, 2, 1});
+}
+
+TEST_CASE("a turn runs a bounded number of what is ready, and the next goes on where it ended",
+          "[fairness]") {
+  constexpr int many = 10'000;
+  one_turn loop;
+  std::vector<int> log;
+  std::vector<ready_again> nodes;
+  nodes.reserve(many);
+  for (int i = 0; i < many; ++i) {
+    nodes.emplace_back(loop, log, i, false);
+    loop.make_ready(nodes.back());
+  }
+  loop.turn();
+  CHECK(log.size() > 0);
+  CHECK(log.size() <= 1'000);
+  while (log.size() < many) {
+    const std::size_t before = log.size();
+    loop.turn();
+    REQUIRE(log.size() > before);
+  }
+  CHECK(std::is_sorted(log.begin(), log.end()));
+}
+
+TEST_CASE("those that sleep until the same time wake in the order in which they began",
+          "[fairness]") {
   test_loop loop;
   std::string log;
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
       const auto until = coax::now() + 1s;
       for (const char name : {'a', 'b', 'c', 'd'}) {
-        s.spawn([](std::string& l, char n, coax::clock::time_point t) -> task<> {
-          co_await coax::sleep_until(t);
-          l += n;
-        }, std::ref(log), name, until);
+        s.spawn(
+            [](std::string& l, char n, coax::clock::time_point t) -> task<> {
+              co_await coax::sleep_until(t);
+              l += n;
+            },
+            std::ref(log), name, until);
       }
       co_await coax::sleep_for(500ms);
       co_await coax::sleep_until(until);

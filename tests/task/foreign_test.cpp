@@ -11,10 +11,9 @@
 #include <system_error>
 #include <utility>
 
-/// Waits of coax in coroutines of other libraries: they work, and are in no scope, so that nobody cancels them.
+/// Waits of coax in coroutines of other libraries, which are in no scope, so that nobody cancels them.
 
 using namespace std::chrono_literals;
-using coax::task;
 
 namespace {
 
@@ -22,7 +21,9 @@ namespace {
 class foreign {
  public:
   struct promise_type {
-    foreign get_return_object() { return foreign(std::coroutine_handle<promise_type>::from_promise(*this)); }
+    foreign get_return_object() {
+      return foreign(std::coroutine_handle<promise_type>::from_promise(*this));
+    }
     std::suspend_never initial_suspend() noexcept { return {}; }
     std::suspend_always final_suspend() noexcept { return {}; }
     void return_void() noexcept {}
@@ -41,12 +42,7 @@ class foreign {
   std::coroutine_handle<promise_type> coroutine_;
 };
 
-task<int> after(coax::timeout delay, int value) {
-  co_await coax::sleep_for(delay);
-  co_return value;
-}
-
-foreign sleeps(coax::timeout how_long) { co_await coax::sleep_for(how_long); }
+foreign rests(coax::timeout how_long) { co_await coax::sleep_for(how_long); }
 
 /// Starts what `make` gives and runs `loop` while time has to pass for it.
 template <class Make>
@@ -93,12 +89,15 @@ TEST_CASE("a foreign coroutine races, and awaits tasks within a timeout", "[fore
   CHECK(loop.elapsed() == 3s);
 }
 
-TEST_CASE("destroying a foreign coroutine while tasks that it awaits run aborts with a message", "[foreign]") {
+TEST_CASE("destroying a foreign coroutine while tasks that it awaits run aborts with a message",
+          "[foreign]") {
   const auto destroys = [] {
     manual_loop loop;
     loop.inside([] {
       const auto body = []() -> foreign { co_await coax::race(after(1s, 1), after(2s, 2)); };
-      { const foreign f = body(); }
+      {
+        const foreign f = body();
+      }
     });
   };
   CHECK(ending_of(destroys).aborted_saying("was destroyed while"));
@@ -107,18 +106,93 @@ TEST_CASE("destroying a foreign coroutine while tasks that it awaits run aborts 
 TEST_CASE("destroying a foreign coroutine while it waits aborts with a message", "[foreign]") {
   const auto destroys_waiting = [] {
     manual_loop loop;
-    loop.inside([] { const foreign f = sleeps(1s); });
+    loop.inside([] { const foreign f = rests(1s); });
   };
   CHECK(ending_of(destroys_waiting).aborted_saying("was destroyed while"));
 }
 
-TEST_CASE("destroying a foreign coroutine that is about to be resumed aborts with a message", "[foreign]") {
+TEST_CASE("destroying a foreign coroutine that is about to be resumed aborts with a message",
+          "[foreign]") {
   const auto destroys_ready = [] {
     manual_loop loop;
     loop.inside([&] {
-      const foreign f = sleeps(1s);
+      const foreign f = rests(1s);
       loop.pass_time();
     });
   };
   CHECK(ending_of(destroys_ready).aborted_saying("was destroyed while"));
+}
+
+// --- and the other way round: a task awaits what another library offers ---
+
+namespace {
+
+/// Gives the handle away to whoever will resume it.
+class handed_over {
+ public:
+  explicit handed_over(std::coroutine_handle<>& to) : to_(to) {}
+  bool await_ready() const noexcept { return false; }
+  void await_suspend(std::coroutine_handle<> h) noexcept { to_ = h; }
+  int await_resume() const noexcept { return 5; }
+
+ private:
+  std::coroutine_handle<>& to_;
+};
+
+struct by_member {
+  explicit by_member(std::coroutine_handle<>& t) : to(t) {}
+  handed_over operator co_await() const { return handed_over(to); }
+  std::coroutine_handle<>& to;
+};
+struct by_function {
+  explicit by_function(std::coroutine_handle<>& t) : to(t) {}
+  std::coroutine_handle<>& to;
+};
+handed_over operator co_await(const by_function& f) { return handed_over(f.to); }
+
+template <class Awaitable>
+coax::task<int> awaits(std::coroutine_handle<>& h) {
+  const int direct = co_await Awaitable(h);
+  const auto limited = co_await coax::within(1s, Awaitable(h));
+  co_return direct + *limited;
+}
+
+}  // namespace
+
+TEST_CASE("a task awaits what another library offers", "[foreign]") {
+  for (const auto make : {awaits<handed_over>, awaits<by_member>, awaits<by_function>}) {
+    test_loop loop;
+    std::coroutine_handle<> h;
+    watched<int> w(*loop, make(h));
+    for (int awaited = 0; awaited < 2; ++awaited) {
+      loop->settle();
+      REQUIRE(h);
+      loop->inside([&] { std::exchange(h, nullptr).resume(); });
+    }
+    loop->settle();
+    REQUIRE(w.finished());
+    CHECK(w.take() == 10);
+  }
+}
+
+TEST_CASE("a task cancelled in a wait that is not of coax unwinds at the next one that is",
+          "[foreign]") {
+  test_loop loop;
+  std::coroutine_handle<> h;
+  bool went_on = false;
+  const auto body = [&]() -> coax::task<> {
+    co_await handed_over(h);
+    went_on = true;
+    co_await coax::yield();
+    FAIL_CHECK("nothing waits once it was cancelled");
+  };
+  watched<> w(*loop, body());
+  loop->settle();
+  w.cancel_from_outside();
+  loop->settle();
+  CHECK_FALSE(w.has_ended());
+  loop->inside([&] { h.resume(); });
+  loop->settle();
+  CHECK(went_on);
+  CHECK(w.unwound());
 }

@@ -65,12 +65,16 @@ TEST_CASE("a frame that was freed serves the next of its size class", "[frames]"
 TEST_CASE("frames of all sizes are apart from each other, aligned, and wholly usable", "[frames]") {
   std::vector<block> blocks;
   for (int round = 0; round < 3; ++round) {
-    for (std::size_t size = 1; size <= 4'096; size += size < 256 ? 1 : 61) blocks.push_back(make(size));
-    std::sort(blocks.begin(), blocks.end(), [](const block& a, const block& b) { return a.memory < b.memory; });
+    for (std::size_t size = 1; size <= 4'096; size += size < 256 ? 1 : 61)
+      blocks.push_back(make(size));
+    std::sort(blocks.begin(), blocks.end(),
+              [](const block& a, const block& b) { return a.memory < b.memory; });
     for (std::size_t i = 0; i < blocks.size(); ++i) {
       const auto address = reinterpret_cast<std::uintptr_t>(blocks[i].memory);
       REQUIRE(address % alignof(std::max_align_t) == 0);
-      if (i > 0) REQUIRE(reinterpret_cast<std::uintptr_t>(blocks[i - 1].memory) + blocks[i - 1].size <= address);
+      if (i > 0)
+        REQUIRE(reinterpret_cast<std::uintptr_t>(blocks[i - 1].memory) + blocks[i - 1].size <=
+                address);
     }
     free_all(blocks);
   }
@@ -112,7 +116,8 @@ TEST_CASE("a frame that outlives the lists of its thread is freed all the same",
     void* memory = nullptr;
   };
   std::thread([] {
-    static thread_local late destroyed_last;  // made first, so destroyed after the lists have been given back
+    static thread_local late
+        destroyed_last;  // made first, so destroyed after the lists have been given back
     destroyed_last.memory = frames::allocate(100);
     const block b = make(100);
     frames::deallocate(b.memory, b.size);

@@ -7,9 +7,6 @@
 #include "probes.hpp"
 
 #include <functional>
-#include <limits>
-#include <stdexcept>
-#include <string>
 #include <system_error>
 
 using namespace std::chrono_literals;
@@ -18,24 +15,21 @@ using coax::task;
 
 namespace {
 
-task<> sleeps(coax::timeout how_long) { co_await coax::sleep_for(how_long); }
+task<> rests(coax::timeout how_long) { co_await coax::sleep_for(how_long); }
 task<> counts(int& n) {
   ++n;
   co_return;
 }
-task<> throws_after(coax::timeout delay) {
-  co_await coax::sleep_for(delay);
-  throw std::runtime_error("as told");
-}
 
 }  // namespace
 
-TEST_CASE("join_within gives true when all children end in time, after the last of them", "[join]") {
+TEST_CASE("join_within gives true when all children end in time, after the last of them",
+          "[join]") {
   test_loop loop;
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
-      s.spawn(sleeps, 1s);
-      s.spawn(sleeps, 2s);
+      s.spawn(rests, 1s);
+      s.spawn(rests, 2s);
       const bool all = co_await s.join_within(10s);
       CHECK(all);
       CHECK(s.size() == 0);
@@ -45,12 +39,13 @@ TEST_CASE("join_within gives true when all children end in time, after the last 
   });
 }
 
-TEST_CASE("join_within gives false when time runs out, after those that are left have unwound", "[join]") {
+TEST_CASE("join_within gives false when time runs out, after those that are left have unwound",
+          "[join]") {
   test_loop loop;
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
-      s.spawn(sleeps, 1s);
-      s.spawn(sleeps, 20s);
+      s.spawn(rests, 1s);
+      s.spawn(rests, 20s);
       const bool all = co_await s.join_within(10s);
       CHECK_FALSE(all);
       CHECK(s.size() == 0);
@@ -64,7 +59,7 @@ TEST_CASE("a join that runs out cancels the children only: the body goes on", "[
   int ran = 0;
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
-      s.spawn(sleeps, 20s);
+      s.spawn(rests, 20s);
       const bool all = co_await s.join_within(10s);
       CHECK_FALSE(all);
       co_await coax::sleep_for(1s);
@@ -81,7 +76,7 @@ TEST_CASE("what is spawned after a join ran out is destroyed unrun", "[join]") {
   int ran = 0;
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
-      s.spawn(sleeps, 20s);
+      s.spawn(rests, 20s);
       const bool all = co_await s.join_within(10s);
       CHECK_FALSE(all);
       s.spawn(counts, std::ref(ran));
@@ -110,7 +105,7 @@ TEST_CASE("a scope may be joined again, and be spawned into in between", "[join]
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
       for (int i = 0; i < 3; ++i) {
-        s.spawn(sleeps, 1s);
+        s.spawn(rests, 1s);
         const bool all = co_await s.join_within(2s);
         CHECK(all);
       }
@@ -123,10 +118,12 @@ TEST_CASE("a join waits for what children spawn meanwhile", "[join]") {
   test_loop loop;
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
-      s.spawn([](scope& own) -> task<> {
-        co_await coax::sleep_for(1s);
-        own.spawn(sleeps, 3s);
-      }, std::ref(s));
+      s.spawn(
+          [](scope& own) -> task<> {
+            co_await coax::sleep_for(1s);
+            own.spawn(rests, 3s);
+          },
+          std::ref(s));
       const bool all = co_await s.join_within(10s);
       CHECK(all);
       CHECK(loop.elapsed() == 4s);
@@ -134,12 +131,13 @@ TEST_CASE("a join waits for what children spawn meanwhile", "[join]") {
   });
 }
 
-TEST_CASE("a join of no time cancels children that wait, and lets those end that are ready", "[join]") {
+TEST_CASE("a join of no time cancels children that wait, and lets those end that are ready",
+          "[join]") {
   test_loop loop;
   int ran = 0;
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
-      s.spawn(sleeps, 1s);
+      s.spawn(rests, 1s);
       s.spawn(counts, std::ref(ran));
       const bool all = co_await s.join_within(0s);
       CHECK_FALSE(all);
@@ -153,7 +151,7 @@ TEST_CASE("a join of centuries waits for the children", "[join]") {
   test_loop loop;
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
-      s.spawn(sleeps, std::chrono::hours(24 * 365));
+      s.spawn(rests, std::chrono::hours(24 * 365));
       const bool all = co_await s.join_within(std::chrono::hours(24 * 365 * 300));
       CHECK(all);
     });
@@ -161,15 +159,17 @@ TEST_CASE("a join of centuries waits for the children", "[join]") {
   CHECK(loop.elapsed() == std::chrono::hours(24 * 365));
 }
 
-TEST_CASE("a child that completes although it was cancelled by the join keeps it waiting until then", "[join]") {
+TEST_CASE(
+    "a child that completes although it was cancelled by the join keeps it waiting until then",
+    "[join]") {
   test_loop loop;
   script late;
   late.stops_at_once = false;
   int value = 0;
   const auto body = [&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
-      s.spawn([](script& waits, int& out) -> task<> { out = co_await scripted_wait(waits); }, std::ref(late),
-              std::ref(value));
+      s.spawn([](script& waits, int& out) -> task<> { out = co_await scripted_wait(waits); },
+              std::ref(late), std::ref(value));
       const bool all = co_await s.join_within(1s);
       CHECK_FALSE(all);
       CHECK(value == 5);
@@ -186,12 +186,13 @@ TEST_CASE("a child that completes although it was cancelled by the join keeps it
   CHECK(w.finished());
 }
 
-TEST_CASE("a child that throws while another is joined unwinds the body, and the scope rethrows", "[join]") {
+TEST_CASE("a child that throws while another is joined unwinds the body, and the scope rethrows",
+          "[join]") {
   test_loop loop;
   CHECK_THROWS_WITH(loop.run([]() -> task<> {
     co_await coax::with_scope([](scope& s) -> task<> {
-      s.spawn(sleeps, 5s);
-      s.spawn(throws_after, 1s);
+      s.spawn(rests, 5s);
+      s.spawn(throws_after, 1s, "as told");
       static_cast<void>(co_await s.join_within(10s));
       FAIL_CHECK("the body went on");
     });
@@ -204,7 +205,7 @@ TEST_CASE("a join that is cancelled from outside unwinds with its timer", "[join
   test_loop loop;
   const auto body = []() -> task<> {
     co_await coax::with_scope([](scope& s) -> task<> {
-      s.spawn(sleeps, 5s);
+      s.spawn(rests, 5s);
       static_cast<void>(co_await s.join_within(10s));
       FAIL_CHECK("the body went on");
     });
@@ -222,7 +223,7 @@ TEST_CASE("a join may stand within a timeout", "[join]") {
   test_loop loop;
   loop.run([&]() -> task<> {
     co_await coax::with_scope([&](scope& s) -> task<> {
-      s.spawn(sleeps, 5s);
+      s.spawn(rests, 5s);
       const coax::result<bool> none = co_await coax::within(1s, s.join_within(10s));
       CHECK(none.error() == std::errc::timed_out);
       CHECK(s.size() == 1);
@@ -237,7 +238,8 @@ TEST_CASE("two joins of one scope at a time abort with a message", "[join]") {
   const auto twice = [] {
     manual_loop().run([]() -> task<> {
       co_await coax::with_scope([](scope& s) -> task<> {
-        s.spawn([](scope& own) -> task<> { static_cast<void>(co_await own.join_within(1s)); }, std::ref(s));
+        s.spawn([](scope& own) -> task<> { static_cast<void>(co_await own.join_within(1s)); },
+                std::ref(s));
         static_cast<void>(co_await s.join_within(2s));
       });
     }());

@@ -6,6 +6,7 @@
 
 #include <coax/task/frames.hpp>
 #include <coax/task/root.hpp>
+#include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
 
 #include "../catch.hpp"
@@ -14,6 +15,8 @@
 #include <concepts>
 #include <cstddef>
 #include <functional>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include <pthread.h>
@@ -64,7 +67,9 @@ class counted {
  public:
   explicit counted(int v = 0) : value(v), self_(this) { ++alive_; }
   counted(const counted& other) : value(other.value), self_(this) { ++alive_, ++copied; }
-  counted(counted&& other) noexcept : value(std::exchange(other.value, -1)), self_(this) { ++alive_; }
+  counted(counted&& other) noexcept : value(std::exchange(other.value, -1)), self_(this) {
+    ++alive_;
+  }
   counted& operator=(const counted&) = default;
   counted& operator=(counted&& other) noexcept {
     value = std::exchange(other.value, -1);
@@ -96,6 +101,19 @@ class counted {
  private:
   const counted* self_;
   static inline int alive_ = 0;
+};
+
+/// Writes its name when it is destroyed, so that a log tells who ended when.
+class named {
+ public:
+  named(std::string& log, char name) : log_(log), name_(name) {}
+  named(const named&) = delete;
+  named& operator=(const named&) = delete;
+  ~named() { log_ += name_; }
+
+ private:
+  std::string& log_;
+  char name_;
 };
 
 /// A task as a root of its own that the test starts, cancels and watches from outside.
@@ -143,11 +161,12 @@ class scripted_wait;
 
 /// What happens to a scripted wait, and what did: the test in the place of the kernel.
 struct script {
-  bool ready = false;             // there is nothing to wait for
-  bool completes_at_once = false; // the wait ends where it begins
-  bool stops_at_once = true;      // else `acknowledge_stop` says when
+  bool ready = false;              // there is nothing to wait for
+  bool completes_at_once = false;  // the wait ends where it begins
+  bool stops_at_once = true;       // else `acknowledge_stop` says when
   scripted_wait* waiting = nullptr;
   int begun = 0;
+  int resumed = 0;
   int stops = 0;
 
   /// Ends the wait with a value, unless it has ended.
@@ -161,11 +180,14 @@ class scripted_wait final : public coax::waiter {
  public:
   explicit scripted_wait(script& s) noexcept : script_(s) {}
 
-  bool await_ready() const noexcept { return script_.ready; }
-  int await_resume() const noexcept { return value_; }
+  int await_resume() noexcept {
+    ++script_.resumed;
+    return value_;
+  }
 
  private:
   friend struct script;
+  bool ready_now() noexcept override { return script_.ready; }
   bool start() noexcept override {
     ++script_.begun;
     if (script_.completes_at_once) return true;
@@ -192,6 +214,25 @@ inline void script::complete(int value) {
 }
 inline void script::acknowledge_stop() {
   if (waiting != nullptr && stops > 0) waiting->end_stopped();
+}
+
+// --- tasks that many tests await ---
+
+inline coax::task<int> waits_for(script& s) {
+  const int value = co_await scripted_wait(s);
+  co_return value;
+}
+inline coax::task<int> after(coax::timeout delay, int value) {
+  co_await coax::sleep_for(delay);
+  co_return value;
+}
+inline coax::task<> throws_after(coax::timeout delay, const char* what) {
+  co_await coax::sleep_for(delay);
+  throw std::runtime_error(what);
+}
+inline coax::task<> sleeps(std::string& log, char name, coax::timeout how_long) {
+  const named n(log, name);
+  co_await coax::sleep_for(how_long);
 }
 
 /// Calls `action` on a thread whose stack of 1 MiB does not hold one C++ frame for each of 100,000 coroutines.

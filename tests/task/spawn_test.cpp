@@ -60,25 +60,34 @@ TEST_CASE("a named closure is copied into the child", "[spawn]") {
   CHECK(log == text('a') + '1' + text('a') + '2');
 }
 
-TEST_CASE("arguments that are taken by reference, or as a view, live as long as the child", "[spawn]") {
+TEST_CASE("arguments that are taken by reference, or as a view, live as long as the child",
+          "[spawn]") {
   std::string log;
   in_scope([&](scope& s) {
-    s.spawn([](std::string& l, const std::string& by_const_reference) -> task<> {
-      co_await coax::sleep_for(1s);
-      l += by_const_reference;
-    }, std::ref(log), text('a'));
-    s.spawn([](std::string& l, std::string_view view) -> task<> {
-      co_await coax::sleep_for(2s);
-      l += view;
-    }, std::ref(log), text('b'));
-    s.spawn([](std::string& l, std::string&& by_rvalue) -> task<> {
-      co_await coax::sleep_for(3s);
-      l += by_rvalue;
-    }, std::ref(log), text('c'));
-    s.spawn([](std::string& l, const char* literal) -> task<> {
-      co_await coax::sleep_for(4s);
-      l += literal;
-    }, std::ref(log), "d");
+    s.spawn(
+        [](std::string& l, const std::string& by_const_reference) -> task<> {
+          co_await coax::sleep_for(1s);
+          l += by_const_reference;
+        },
+        std::ref(log), text('a'));
+    s.spawn(
+        [](std::string& l, std::string_view view) -> task<> {
+          co_await coax::sleep_for(2s);
+          l += view;
+        },
+        std::ref(log), text('b'));
+    s.spawn(
+        [](std::string& l, std::string&& by_rvalue) -> task<> {
+          co_await coax::sleep_for(3s);
+          l += by_rvalue;
+        },
+        std::ref(log), text('c'));
+    s.spawn(
+        [](std::string& l, const char* literal) -> task<> {
+          co_await coax::sleep_for(4s);
+          l += literal;
+        },
+        std::ref(log), "d");
   });
   CHECK(log == text('a') + text('b') + text('c') + "d");
 }
@@ -87,14 +96,18 @@ TEST_CASE("arguments that can only be moved are moved into the child", "[spawn]"
   int sum = 0;
   in_scope([&](scope& s) {
     auto box = std::make_unique<int>(1);
-    s.spawn([](int& out, std::unique_ptr<int> b) -> task<> {
-      co_await coax::sleep_for(1s);
-      out += *b;
-    }, std::ref(sum), std::move(box));
-    s.spawn([](int& out, const std::unique_ptr<int>& b) -> task<> {
-      co_await coax::sleep_for(1s);
-      out += *b;
-    }, std::ref(sum), std::make_unique<int>(2));
+    s.spawn(
+        [](int& out, std::unique_ptr<int> b) -> task<> {
+          co_await coax::sleep_for(1s);
+          out += *b;
+        },
+        std::ref(sum), std::move(box));
+    s.spawn(
+        [](int& out, const std::unique_ptr<int>& b) -> task<> {
+          co_await coax::sleep_for(1s);
+          out += *b;
+        },
+        std::ref(sum), std::make_unique<int>(2));
   });
   CHECK(sum == 3);
 }
@@ -104,15 +117,26 @@ TEST_CASE("a referred argument is not copied", "[spawn]") {
   {
     counted shared(3);
     in_scope([&](scope& s) {
-      s.spawn([](counted& c) -> task<> { ++c.value; co_return; }, std::ref(shared));
-      s.spawn([](const counted& c) -> task<> { CHECK(c.value == 4); co_return; }, std::cref(shared));
+      s.spawn(
+          [](counted& c) -> task<> {
+            ++c.value;
+            co_return;
+          },
+          std::ref(shared));
+      s.spawn(
+          [](const counted& c) -> task<> {
+            CHECK(c.value == 4);
+            co_return;
+          },
+          std::cref(shared));
     });
     CHECK(shared.value == 4);
   }
   CHECK(counted::copied == 0);
 }
 
-TEST_CASE("what may be called may be spawned: functions, members, closures that change", "[spawn]") {
+TEST_CASE("what may be called may be spawned: functions, members, closures that change",
+          "[spawn]") {
   struct server {
     task<> serve(int requests) {
       co_await coax::sleep_for(1s);
@@ -132,13 +156,18 @@ TEST_CASE("what may be called may be spawned: functions, members, closures that 
       }
       rounds = own;
     });
-    s.spawn(std::function<task<>()>([&rounds]() -> task<> { ++rounds; co_return; }));
+    s.spawn(std::function<task<>()>([&rounds]() -> task<> {
+      ++rounds;
+      co_return;
+    }));
   });
   CHECK(one.served == 7);
   CHECK(rounds == 3);
 }
 
-TEST_CASE("closure and arguments are destroyed once: by a child that ends, throws, is cancelled, or never ran", "[spawn]") {
+TEST_CASE(
+    "closure and arguments are destroyed once: by a child that ends, throws, is cancelled, or never ran",
+    "[spawn]") {
   enum class way { ends, throws, is_cancelled, never_ran, is_refused };
   for (const way w : {way::ends, way::throws, way::is_cancelled, way::never_ran, way::is_refused}) {
     const counted::census counts;
@@ -210,10 +239,12 @@ TEST_CASE("closure and arguments are destroyed after the frame that uses them", 
     try {
       loop.run([&]() -> task<> {
         co_await coax::with_scope([&](scope& s) -> task<> {
-          s.spawn([](refers_back, way how) -> task<> {
-            co_await coax::sleep_for(1s);
-            if (how == way::throws) throw std::runtime_error("as told");
-          }, tells(alive), w);
+          s.spawn(
+              [](refers_back, way how) -> task<> {
+                co_await coax::sleep_for(1s);
+                if (how == way::throws) throw std::runtime_error("as told");
+              },
+              tells(alive), w);
           if (w == way::never_ran) s.cancel();
           co_await coax::yield();
           if (w == way::is_cancelled) s.cancel();
@@ -242,14 +273,16 @@ TEST_CASE("closures and arguments are aligned as they ask to be", "[spawn]") {
   std::string addresses_end_in;
   in_scope([&](scope& s) {
     for (int i = 0; i < 8; ++i) {
-      s.spawn([](std::string& log, const wide& argument) -> task<> {
-        // through text: the compiler takes for granted that the last bits are zero
-        std::ostringstream address;
-        address << static_cast<const void*>(argument.bytes);
-        const unsigned long long number = std::stoull(address.str(), nullptr, 16);
-        log += std::to_string(number % alignof(wide)) + ' ';
-        co_return;
-      }, std::ref(addresses_end_in), wide());
+      s.spawn(
+          [](std::string& log, const wide& argument) -> task<> {
+            // through text: the compiler takes for granted that the last bits are zero
+            std::ostringstream address;
+            address << static_cast<const void*>(argument.bytes);
+            const unsigned long long number = std::stoull(address.str(), nullptr, 16);
+            log += std::to_string(number % alignof(wide)) + ' ';
+            co_return;
+          },
+          std::ref(addresses_end_in), wide());
     }
   });
   CHECK(addresses_end_in == "0 0 0 0 0 0 0 0 ");

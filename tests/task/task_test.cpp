@@ -15,7 +15,8 @@ using namespace std::chrono_literals;
 using coax::task;
 
 static_assert(!std::is_copy_constructible_v<task<>> && !std::is_copy_assignable_v<task<int>>);
-static_assert(std::is_nothrow_move_constructible_v<task<>> && std::is_nothrow_move_assignable_v<task<int>>);
+static_assert(std::is_nothrow_move_constructible_v<task<>> &&
+              std::is_nothrow_move_assignable_v<task<int>>);
 static_assert(!std::is_default_constructible_v<task<>>);
 static_assert(std::is_same_v<task<>, task<void>>);
 static_assert(std::is_same_v<task<std::string>::value_type, std::string>);
@@ -23,11 +24,6 @@ static_assert(std::is_same_v<task<std::string>::value_type, std::string>);
 namespace {
 
 task<int> give(int value) { co_return value; }
-
-task<int> give_later(int value) {
-  co_await coax::sleep_for(1s);
-  co_return value;
-}
 
 task<counted> give_counted(int value) { co_return counted(value); }
 
@@ -64,7 +60,9 @@ TEST_CASE("a task that is never awaited is destroyed with its parameters", "[tas
   const counted::census counts;
   const frame_census frames;
   bool ran = false;
-  { const task<> never = mark(ran, counted()); }
+  {
+    const task<> never = mark(ran, counted());
+  }
   CHECK_FALSE(ran);
   CHECK(counts.alive() == 0);
 }
@@ -85,15 +83,16 @@ TEST_CASE("a task that is assigned over is destroyed", "[task]") {
 TEST_CASE("a task gives its value, at once or later", "[task]") {
   test_loop loop;
   CHECK(loop.run(give(1)) == 1);
-  CHECK(loop.run(give_later(2)) == 2);
+  CHECK(loop.run(after(1s, 2)) == 2);
   CHECK(loop.run(add_one(give(3))) == 4);
-  CHECK(loop.run(add_one(add_one(give_later(5)))) == 7);
+  CHECK(loop.run(add_one(add_one(after(1s, 5)))) == 7);
 }
 
 TEST_CASE("a result that can only be moved is moved out", "[task]") {
   test_loop loop;
   const auto box = loop.run([]() -> task<std::unique_ptr<int>> {
-    auto inner = co_await []() -> task<std::unique_ptr<int>> { co_return std::make_unique<int>(3); }();
+    auto inner =
+        co_await []() -> task<std::unique_ptr<int>> { co_return std::make_unique<int>(3); }();
     ++*inner;
     co_return inner;
   });
@@ -154,7 +153,7 @@ TEST_CASE("a task that caught an exception waits and goes on as usual", "[task]"
       } catch (const std::runtime_error&) {
         sum += 10;
       }
-      sum += co_await give_later(1);
+      sum += co_await after(1s, 1);
     }
     co_return sum;
   });
@@ -178,7 +177,8 @@ TEST_CASE("what the destructor of a local throws takes the place of the result",
 TEST_CASE("an await inside the arguments of an await is done first", "[task]") {
   test_loop loop;
   CHECK(loop.run([]() -> task<int> {
-    const int sum = co_await give_later(co_await give_later(1) + co_await give(2)) + co_await give_later(4);
+    const int sum =
+        co_await after(1s, co_await after(1s, 1) + co_await give(2)) + co_await after(1s, 4);
     co_return sum;
   }) == 7);
   CHECK(loop.elapsed() == 3s);
@@ -192,7 +192,7 @@ TEST_CASE("a task knows the file and line of its await", "[task]") {
     at = __LINE__ + 1;
     co_await coax::sleep_for(1s);
     at = __LINE__ + 1;
-    co_await [](int) -> task<> { co_await coax::yield(); }(co_await give_later(5));
+    co_await [](int) -> task<> { co_await coax::yield(); }(co_await after(1s, 5));
   };
   watched<> w(*loop, waits(line));
   loop->settle();
@@ -213,7 +213,7 @@ TEST_CASE("a task knows the file and line of its await", "[task]") {
 TEST_CASE("a task awaited twice aborts with a message", "[task]") {
   const auto twice = [](bool late) {
     manual_loop().run([](bool waits) -> task<> {
-      task<int> once = waits ? give_later(1) : give(1);
+      task<int> once = waits ? after(1s, 1) : give(1);
       co_await std::move(once);
       co_await std::move(once);
     }(late));
@@ -242,6 +242,17 @@ TEST_CASE("copying a wait that has begun aborts with a message", "[task]") {
     const scripted_wait second(*s.waiting);
   };
   CHECK(ending_of(copied).aborted_saying("was copied or moved"));
+}
+
+TEST_CASE("awaiting a wait a second time aborts with a message", "[task]") {
+  const auto again = [] {
+    manual_loop().run([]() -> task<> {
+      auto sleep = coax::sleep_for(1s);
+      co_await sleep;
+      co_await sleep;
+    }());
+  };
+  CHECK(ending_of(again).aborted_saying("something was awaited twice"));
 }
 
 TEST_CASE("using the loop of a thread that runs none aborts with a message", "[task]") {

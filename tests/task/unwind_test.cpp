@@ -84,7 +84,7 @@ class guard {
 
 // --- scenarios ---
 
-task<int> sleeps(guard& outer, coax::timeout how_long, int value = 1) {
+task<int> rests(guard& outer, coax::timeout how_long, int value = 1) {
   guard g(outer);
   g.await();
   co_await coax::sleep_for(how_long);
@@ -93,11 +93,11 @@ task<int> sleeps(guard& outer, coax::timeout how_long, int value = 1) {
 
 task<int> descends(guard& outer, int depth) {
   guard g(outer);
-  int sum = co_await sleeps(g, 1ms);
+  int sum = co_await rests(g, 1ms);
   if (depth > 0) sum += co_await descends(g, depth - 1);
   g.await();
   co_await coax::yield();
-  co_return sum + co_await sleeps(g, 1ms);
+  co_return sum + co_await rests(g, 1ms);
 }
 
 task<> nested_tasks(trigger& t) {
@@ -112,9 +112,10 @@ task<> nested_tasks(trigger& t) {
 task<> races(trigger& t) {
   guard g(t);
   const auto two = co_await coax::race(descends(g, 2), descends(g, 1));
-  const auto tie = co_await coax::race(sleeps(g, 5ms), sleeps(g, 5ms), sleeps(g, 6ms));
+  const auto tie = co_await coax::race(rests(g, 5ms), rests(g, 5ms), rests(g, 6ms));
   guard g2(g);
-  const auto nested = co_await coax::race(coax::race(sleeps(g2, 3ms), descends(g2, 1)), sleeps(g2, 4ms));
+  const auto nested =
+      co_await coax::race(coax::race(rests(g2, 3ms), descends(g2, 1)), rests(g2, 4ms));
   CHECK((std::get<1>(two) && std::get<0>(tie) && std::get<0>(nested)));
 }
 
@@ -124,9 +125,11 @@ task<> timeouts(trigger& t) {
   const auto single = co_await coax::within(1ms, coax::sleep_for(2ms));
   const auto whole = co_await coax::within(2ms, descends(g, 3));
   guard g2(g);
-  const auto nested = co_await coax::within(9ms, coax::within(5ms, coax::within(7ms, descends(g2, 4))));
+  const auto nested =
+      co_await coax::within(9ms, coax::within(5ms, coax::within(7ms, descends(g2, 4))));
   const auto in_time = co_await coax::within(99ms, descends(g2, 1));
-  const auto raced = co_await coax::race(coax::within(2ms, descends(g2, 2)), coax::within(2ms, sleeps(g2, 2ms)));
+  const auto raced =
+      co_await coax::race(coax::within(2ms, descends(g2, 2)), coax::within(2ms, rests(g2, 2ms)));
   CHECK((!single && !whole && !nested && in_time && std::get<1>(raced)));
 }
 
@@ -140,7 +143,7 @@ task<> scopes(trigger& t) {
       guard in_body(g2);
       s.spawn(child, std::ref(g2), 2);
       s.spawn(child, std::ref(g2), 0);
-      static_cast<void>(co_await sleeps(in_body, 2ms));
+      static_cast<void>(co_await rests(in_body, 2ms));
       s.spawn(child, std::ref(g2), 1);
       co_await coax::with_scope([&](scope& inner) -> task<> {
         guard in_inner(in_body);
@@ -168,7 +171,7 @@ task<> joins(trigger& t) {
       in_body.await();
       static_cast<void>(co_await s.join_within(limit));
       s.spawn(child, std::ref(g), 0);
-      static_cast<void>(co_await sleeps(in_body, 1ms));
+      static_cast<void>(co_await rests(in_body, 1ms));
       in_body.await();
       static_cast<void>(co_await coax::within(1ms, s.join_within(5ms)));
     });
@@ -181,24 +184,28 @@ task<> all_together(trigger& t) {
     guard own(outer);
     co_await coax::with_scope([&](scope& s) -> task<> {
       guard in_body(own);
-      s.spawn([](guard& of_scope) -> task<> {
-        guard in_child(of_scope);
-        static_cast<void>(co_await coax::within(3ms, coax::race(descends(in_child, 3), sleeps(in_child, 8ms))));
-      }, std::ref(own));
+      s.spawn(
+          [](guard& of_scope) -> task<> {
+            guard in_child(of_scope);
+            static_cast<void>(co_await coax::within(
+                3ms, coax::race(descends(in_child, 3), rests(in_child, 8ms))));
+          },
+          std::ref(own));
       s.spawn(child, std::ref(own), 1);
       in_body.await();
       static_cast<void>(co_await s.join_within(2ms));
-      co_await coax::race(descends(in_body, 1), sleeps(in_body, 3ms));
+      co_await coax::race(descends(in_body, 1), rests(in_body, 3ms));
     });
     co_return 1;
   };
-  const auto r = co_await coax::race(coax::within(20ms, in_scope(g)), coax::within(1ms, in_scope(g)), sleeps(g, 9ms));
+  const auto r = co_await coax::race(coax::within(20ms, in_scope(g)),
+                                     coax::within(1ms, in_scope(g)), rests(g, 9ms));
   CHECK(std::get<1>(r));
 }
 
 task<> throws_late(guard& outer) {
   guard g(outer);
-  static_cast<void>(co_await sleeps(g, 2ms));
+  static_cast<void>(co_await rests(g, 2ms));
   throw std::runtime_error("as told");
 }
 
@@ -263,10 +270,20 @@ void cancelled_at_every_await(scenario s) {
 
 }  // namespace
 
-TEST_CASE("nested tasks unwind from each of their awaits", "[unwind]") { cancelled_at_every_await(nested_tasks); }
+TEST_CASE("nested tasks unwind from each of their awaits", "[unwind]") {
+  cancelled_at_every_await(nested_tasks);
+}
 TEST_CASE("races unwind from each of their awaits", "[unwind]") { cancelled_at_every_await(races); }
-TEST_CASE("timeouts unwind from each of their awaits", "[unwind]") { cancelled_at_every_await(timeouts); }
-TEST_CASE("scopes unwind from each of their awaits", "[unwind]") { cancelled_at_every_await(scopes); }
+TEST_CASE("timeouts unwind from each of their awaits", "[unwind]") {
+  cancelled_at_every_await(timeouts);
+}
+TEST_CASE("scopes unwind from each of their awaits", "[unwind]") {
+  cancelled_at_every_await(scopes);
+}
 TEST_CASE("joins unwind from each of their awaits", "[unwind]") { cancelled_at_every_await(joins); }
-TEST_CASE("all of them together unwind from each of their awaits", "[unwind]") { cancelled_at_every_await(all_together); }
-TEST_CASE("what throws unwinds from each of its awaits", "[unwind]") { cancelled_at_every_await(exceptions); }
+TEST_CASE("all of them together unwind from each of their awaits", "[unwind]") {
+  cancelled_at_every_await(all_together);
+}
+TEST_CASE("what throws unwinds from each of its awaits", "[unwind]") {
+  cancelled_at_every_await(exceptions);
+}

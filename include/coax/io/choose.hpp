@@ -89,9 +89,9 @@ inline std::error_code try_ring() noexcept {
 
 /// Makes the reactor that `o` and the environment ask for.
 ///
-/// Errors    std::invalid_argument for an unknown name in COAX_BACKEND; std::system_error when the
-///           backend that was asked for cannot run here. Left to choose, it takes epoll and
-///           `reactor::fallback_reason` says why.
+/// Errors    std::invalid_argument for an unknown name in COAX_BACKEND and for no ring entries;
+///           std::system_error when the backend that was asked for cannot run here. Left to choose,
+///           it takes epoll and `reactor::fallback_reason` says why.
 inline std::unique_ptr<reactor> make_reactor(const options& o = {}) {
   const detail::backend_wish wish(o.backend);
   if (o.ring_entries == 0)
@@ -113,11 +113,11 @@ inline std::unique_ptr<reactor> make_reactor(const options& o = {}) {
         failed = e.code();
       }
     }
+    const char* hint = failed == std::errc::invalid_argument ? " (it needs Linux 6.1)" : "";
     if (wish.wanted == backend::io_uring)
-      detail::throw_system_error(
-          failed, std::string("coax: ") + wish.by + " asks for io_uring, which cannot run here");
-    why = "io_uring: " + failed.message();
-    if (failed == std::errc::invalid_argument) why += " (it needs Linux 6.1)";
+      detail::throw_system_error(failed, std::string("coax: ") + wish.by +
+                                             " asks for io_uring, which cannot run here" + hint);
+    why = "io_uring: " + failed.message() + hint;
 #endif
   }
   auto made = std::make_unique<epoll_reactor>();

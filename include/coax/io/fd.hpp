@@ -88,7 +88,8 @@ inline task<result<std::size_t>> poll(std::span<pollfd> fds) {
         // events.
         for (const pollfd& same : fds)
           if (same.fd == wanted.fd) event.events |= static_cast<unsigned short>(same.events);
-        if (::epoll_ctl(set.get(), EPOLL_CTL_ADD, wanted.fd, &event) < 0 && errno != EEXIST)
+        if (::epoll_ctl(set.get(), EPOLL_CTL_ADD, wanted.fd, &event) < 0 && errno != EEXIST &&
+            errno != EPERM)
           co_return std::error_code(errno, std::system_category());
       }
     }

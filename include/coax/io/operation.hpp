@@ -97,6 +97,7 @@ class operation : public waiter {
   short waits_for_;
   watching watching_;
   bool stop_requested_ = false;
+  bool retrying_ = false;       // readiness: it is queued for its next try
   bool polling_ = false;        // io_uring: what is in the ring is a poll for `waits_for`
   bool cancel_queued_ = false;  // io_uring: a cancellation waits for room in the ring
 };

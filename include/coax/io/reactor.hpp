@@ -116,11 +116,11 @@ class reactor : public loop {
       return op.result_ = -ENOMEM, true;
     }
     if (d == nullptr) return op.result_ = -EBADF, true;
+    if (d->closing) return op.result_ = -EBADF, true;
     const bool reads = is_reader(op);
     const bool writes = is_writer(op);
     if ((reads && d->reader != nullptr) || (writes && d->writer != nullptr))
       return op.result_ = -EBUSY, true;
-    if (d->closing) return op.result_ = -EBADF, true;
     if (op.watched_as() == watching::stream) {
       if (!d->owned) take_over(*d);  // it was made on a reactor that is gone
       if ((reads && d->read_cut) || (writes && d->write_cut))
@@ -243,12 +243,13 @@ class reactor : public loop {
     if (d.reader == &op) d.reader = nullptr;
     if (d.writer == &op) d.writer = nullptr;
     if (!d.idle()) return;
+    // Also before it is closed: another process may keep the same socket open, and the kernel
+    // would go on to report it.
+    if (!d.owned) forget(d);
     if (d.closing) {
       const int fd = d.fd;
       d.renew(false, false);
       ::close(fd);
-    } else if (!d.owned) {
-      forget(d);
     }
   }
 

@@ -33,16 +33,22 @@ class readiness_reactor : public reactor {
     if ((events & (POLLHUP | POLLERR)) != 0) d.ready |= POLLOUT;
     operation* const reader = d.reader;
     operation* const writer = d.writer;
-    if (reader != nullptr) progress(*reader);
-    if (writer != nullptr && writer != reader && d.writer == writer) progress(*writer);
+    // One that is queued for its next try will see it then; it must not end while it is in the
+    // queue.
+    if (reader != nullptr && !reader->retrying_) progress(*reader);
+    if (writer != nullptr && writer != reader && d.writer == writer && !writer->retrying_)
+      progress(*writer);
   }
 
   /// True while operations wait for their next try without the kernel's word.
   bool has_retries() const noexcept { return !retries_.empty(); }
 
   void run_retries() noexcept {
-    for (std::size_t left = retries_.size(); left > 0; --left)
-      progress(static_cast<operation&>(*retries_.pop()));
+    for (std::size_t left = retries_.size(); left > 0; --left) {
+      auto& op = static_cast<operation&>(*retries_.pop());
+      op.retrying_ = false;
+      progress(op);
+    }
   }
 
  private:
@@ -53,7 +59,8 @@ class readiness_reactor : public reactor {
   bool submit(operation& op) noexcept final { return attempt(op); }
 
   void cancel(operation& op) noexcept final {
-    retries_.remove(op);
+    if (op.retrying_) retries_.remove(op);
+    op.retrying_ = false;
     was_stopped(op);
   }
 
@@ -82,6 +89,7 @@ class readiness_reactor : public reactor {
       if (take(op, answer)) return true;
       if (op.stop_requested()) break;
     }
+    op.retrying_ = true;
     retries_.push(op);
     return false;
   }

@@ -9,6 +9,7 @@
 
 #include <liburing.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
@@ -38,6 +39,7 @@ class uring_reactor final : public reactor {
       : reactor(calls) {
     io_uring_params params{};
     params.flags = setup_flags | IORING_SETUP_CQSIZE;
+    entries = std::min(entries, entries_max);
     params.cq_entries = entries * completions_per_entry;
     const int failed = io_uring_queue_init_params(entries, &ring_, &params);
     if (failed < 0) detail::throw_system_error({-failed, std::system_category()}, "io_uring_setup");
@@ -49,6 +51,8 @@ class uring_reactor final : public reactor {
 
  private:
   static constexpr unsigned completions_per_entry = 4;
+  static constexpr unsigned entries_max =
+      1 << 14;  // more, and the kernel has no room for the completions
   // A transfer that could go on for ever without waiting lets others in between.
   static constexpr int tries_max = 16;
 
@@ -75,8 +79,10 @@ class uring_reactor final : public reactor {
 
   void poll(std::optional<clock::time_point> deadline) noexcept override {
     queue_backlog();
+    // What is still in line may be the very thing that ends the wait.
     const bool must_not_wait =
-        deadline && (*deadline == clock::time_point::min() || *deadline <= now());
+        !backlog_.empty() || !cancellations_.empty() ||
+        (deadline && (*deadline == clock::time_point::min() || *deadline <= now()));
     int entered = 0;
     if (!must_not_wait) {
       __kernel_timespec limit{};

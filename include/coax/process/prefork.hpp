@@ -7,6 +7,7 @@
 #include <coax/process/signals.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/result.hpp>
+#include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
 
 #include <sched.h>
@@ -22,6 +23,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -108,22 +110,24 @@ class supervisor {
     ::sigaction(SIGCHLD, &sigchld_before_, nullptr);
   }
 
-  /// Runs until a signal has stopped it and all children have ended. `child(number)` is the life of
-  /// one of them; what it gives is its exit status. `stop_listening` runs in the parent before the
-  /// signal is passed on.
+  /// Runs until a signal has stopped it and all children have ended. `child(number, held)` is the
+  /// life of one of them, which is to unblock the signals in `held`; what it gives is its exit
+  /// status. `stop_listening` runs in the parent before the signal is passed on.
   ///
   /// Result    0 when all children ended by themselves with status 0 after the signal; else 1.
   template <class Child, class StopListening>
   int run(const Child& child, const StopListening& stop_listening) {
     while (true) {
-      if (stops_ == 0)
+      if (!is_to_stop())
         start_what_is_due(child);
-      else if (none_runs())
+      else if (stops_ > 0 && none_runs())
         return all_well_ ? 0 : 1;
       const int signal = wait_for_signal();
+      const bool stop = signal == SIGTERM || signal == SIGINT;
+      if (stop) ++stops_;
       reap();
-      if (signal == SIGTERM || signal == SIGINT) {
-        if (++stops_ == 1) {
+      if (stop) {
+        if (stops_ == 1) {
           stop_listening();
           kill_at_ = timeout(drain_).after(now());
           pass_on(signal);
@@ -163,8 +167,16 @@ class supervisor {
     ::prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (::getppid() != parent) std::_Exit(1);
     ::sigaction(SIGCHLD, &sigchld_before_, nullptr);
-    ::pthread_sigmask(SIG_SETMASK, &mask_before_, nullptr);
-    const int status = child(number);
+    // A stop that comes before the child has said what it does about one is kept until then.
+    sigset_t mask = mask_before_;
+    sigset_t held;
+    sigemptyset(&held);
+    for (const int stop : {SIGTERM, SIGINT}) {
+      if (sigismember(&mask_before_, stop) == 0) sigaddset(&held, stop);
+      sigaddset(&mask, stop);
+    }
+    ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
+    const int status = child(number, held);
     std::fflush(nullptr);
     std::_Exit(status);  // the parent's exit handlers are not the child's to run
   }
@@ -172,6 +184,15 @@ class supervisor {
   bool none_runs() const noexcept {
     return std::none_of(children_.begin(), children_.end(),
                         [](const supervised& each) { return each.runs(); });
+  }
+
+  /// True from the moment a stop signal is there. A child that ended by the same one, sent to the
+  /// whole group, is seen after that, and is not to be started again.
+  bool is_to_stop() const noexcept {
+    sigset_t pending;
+    sigemptyset(&pending);
+    ::sigpending(&pending);
+    return stops_ > 0 || sigismember(&pending, SIGTERM) == 1 || sigismember(&pending, SIGINT) == 1;
   }
 
   /// Waits for a signal, the next start or the end of the drain. Result: the signal, or -1.
@@ -201,7 +222,7 @@ class supervisor {
       const auto pause = std::chrono::duration_cast<std::chrono::milliseconds>(each.ended());
       std::string line = "process " + std::to_string(i + 1) + " (pid " + std::to_string(pid) +
                          ") ended: " + end_in_words(status);
-      if (stops_ == 0)
+      if (!is_to_stop())
         line += pause.count() == 0
                     ? "; starting it again"
                     : "; starting it again in " + std::to_string(pause.count()) + " ms";
@@ -245,9 +266,39 @@ void close_listener(A& argument) noexcept {
     argument.get().close();
 }
 
+/// Unblocks the stop signals in `held` once `fn` has had the time to call `signals`, unless the run
+/// is over. Held for good they cannot be: where nobody waits for them they must end the process.
+inline task<> let_in_later(sigset_t held, const bool& over) {
+  constexpr int turns = 16;
+  for (int i = 0; i < turns; ++i) co_await yield();
+  if (!over) ::pthread_sigmask(SIG_UNBLOCK, &held, nullptr);
+}
+
+/// Runs the task that `make` gives. Stop signals are told to it from its first line to its last:
+/// before that they wait, and after that they must not change how the process ends.
+template <class Make>
+int run_held(reactor& r, const sigset_t& held, const Make& make) {
+  bool over = false;
+  const reactor::session session(r);
+  r.serve(let_in_later(held, over));
+  main_root main(make());
+  while (!main.has_ended()) r.turn();
+  over = true;
+  sigset_t stops;
+  sigemptyset(&stops);
+  for (const int stop : {SIGTERM, SIGINT}) sigaddset(&stops, stop);
+  ::pthread_sigmask(SIG_BLOCK, &stops, nullptr);
+  if constexpr (std::is_same_v<decltype(make()), task<int>>) {
+    return main.take();
+  } else {
+    main.take();
+    return 0;
+  }
+}
+
 /// The life of one process: its exit status.
 template <class Make>
-int run_child(const options& o, int number, const Make& make) {
+int run_child(const options& o, int number, const sigset_t& held, const Make& make) {
   try {
     signal_hub::instance().tell_stop_once();
     const std::unique_ptr<reactor> r = make_reactor(o);
@@ -256,12 +307,7 @@ int run_child(const options& o, int number, const Make& make) {
     const std::string why = r->fallback_reason().empty() ? "" : " (" + r->fallback_reason() + ")";
     std::fprintf(stderr, "coax: process %d (pid %d) started: %s%s\n", number,
                  static_cast<int>(::getpid()), std::string(r->backend()).c_str(), why.c_str());
-    if constexpr (std::is_same_v<decltype(make()), task<int>>) {
-      return run_on(*r, make);
-    } else {
-      run_on(*r, make);
-      return 0;
-    }
+    return run_held(*r, held, make);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "coax: process %d (pid %d): %s\n", number, static_cast<int>(::getpid()),
                  e.what());
@@ -307,8 +353,8 @@ int prefork(const prefork_options& o, F&& fn, A&&... args) {
   const int processes = o.processes == 0 ? detail::usable_processors() : o.processes;
   detail::supervisor supervisor(processes, o.drain);
   return supervisor.run(
-      [&](int number) {
-        return detail::run_child(o.reactor, number, [&] { return std::invoke(fn, args...); });
+      [&](int number, const sigset_t& held) {
+        return detail::run_child(o.reactor, number, held, [&] { return std::invoke(fn, args...); });
       },
       [&] { (detail::close_listener(args), ...); });
 }

@@ -67,7 +67,7 @@ inline void ignore_sigpipe() noexcept {
     ::signal(SIGPIPE, SIG_IGN);
 }
 
-/// Keeps the thread's signal mask: `signals` blocks what it waits for.
+/// Keeps the thread's signal mask: `signals` unblocks what it waits for.
 class signal_mask_kept {
  public:
   signal_mask_kept() noexcept { ::pthread_sigmask(SIG_SETMASK, nullptr, &before_); }

@@ -25,6 +25,7 @@
 #include <mutex>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace coax::inline COAX_ABI {
@@ -60,13 +61,8 @@ class signal_hub {
   ///
   /// Errors    std::system_error as eventfd(2), after a fork; std::bad_alloc.
   void watch_from(reactor& r, signal_bits wanted) {
+    if (begin_to_watch(r)) r.serve(watch(*this, watch_ends(*this, r)));
     const std::lock_guard lock(mutex_);
-    if (owner_ != ::getpid()) begin_in_this_process();
-    if (std::find(watching_.begin(), watching_.end(), &r) == watching_.end()) {
-      watching_.reserve(watching_.size() + 1);
-      r.serve(watch(*this, r));
-      watching_.push_back(&r);
-    }
     catch_signals(wanted);
   }
 
@@ -82,25 +78,35 @@ class signal_hub {
 
  private:
   /// The watch of one reactor ends with its run; with the last one the signals have their former
-  /// effect again.
+  /// effect again. A parameter of the watching task, which may be destroyed before it has begun.
   class watch_ends {
    public:
-    watch_ends(signal_hub& hub, reactor& r) noexcept : hub_(hub), reactor_(r) {}
-    watch_ends(const watch_ends&) = delete;
-    watch_ends& operator=(const watch_ends&) = delete;
+    watch_ends(signal_hub& hub, reactor& r) noexcept : hub_(hub), reactor_(&r) {}
+    watch_ends(watch_ends&& other) noexcept
+        : hub_(other.hub_), reactor_(std::exchange(other.reactor_, nullptr)) {}
+    watch_ends& operator=(watch_ends&&) = delete;
     ~watch_ends() {
+      if (reactor_ == nullptr) return;
       const std::lock_guard lock(hub_.mutex_);
-      std::erase(hub_.watching_, &reactor_);
+      std::erase(hub_.watching_, reactor_);
       if (hub_.watching_.empty()) hub_.release_signals();
     }
 
    private:
     signal_hub& hub_;
-    reactor& reactor_;
+    reactor* reactor_;
   };
 
-  static task<> watch(signal_hub& hub, reactor& r) {
-    const watch_ends guard(hub, r);
+  /// False when `r` watches already.
+  bool begin_to_watch(reactor& r) {
+    const std::lock_guard lock(mutex_);
+    if (owner_ != ::getpid()) begin_in_this_process();
+    if (std::find(watching_.begin(), watching_.end(), &r) != watching_.end()) return false;
+    watching_.push_back(&r);
+    return true;
+  }
+
+  static task<> watch(signal_hub& hub, watch_ends) {
     while (true) {
       auto readable = co_await operations::poll(wake_fd_, POLLIN);
       if (!readable) fatal("a reactor cannot wait for signals");

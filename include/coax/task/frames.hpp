@@ -114,6 +114,12 @@ struct framed {
   static void operator delete(void* memory, std::size_t size) noexcept {
     frames::deallocate(memory, size);
   }
+  static void* operator new(std::size_t size, std::align_val_t alignment) {
+    return ::operator new(size, alignment);
+  }
+  static void operator delete(void* memory, std::size_t, std::align_val_t alignment) noexcept {
+    ::operator delete(memory, alignment);
+  }
 };
 
 }  // namespace coax::inline COAX_ABI::detail

@@ -38,8 +38,8 @@ class errc_category final : public std::error_category {
       case errc::transfer_cut:
         return "an earlier transfer in this direction of the stream was cut off in the middle";
       case errc::bad_address:
-        return "not an address: write 127.0.0.1:9000, [::1]:9000 or unix:/path "
-               "(host names go through connect(host, port))";
+        return "not an address: write 127.0.0.1:9000, [::1]:9000 or unix:/path (host names are "
+               "not resolved here)";
       case errc::bad_port:
         return "the port is not a number from 0 to 65535";
       case errc::path_too_long:

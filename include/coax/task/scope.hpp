@@ -208,10 +208,11 @@ inline void scope_child::begin(scope& owner, task<> t) noexcept {
 
 inline void scope_child::ended(outcome how) noexcept {
   std::exception_ptr failure;
-  if (how == outcome::finished)
+  if (how == outcome::finished) {
     failure = frame_.promise().exception();
-  else
-    frame_ = nullptr;
+    frame_.destroy();  // before the arguments, which its parameters may refer to
+  }
+  frame_ = nullptr;
   scope& owner = *owner_;
   owner.remove(*this);
   delete this;  // before the scope is told: it may end now, and what the arguments refer to with it

@@ -2,8 +2,10 @@
 
 #include <coax/config.hpp>
 #include <coax/io/operation.hpp>
+#include <coax/io/unique_fd.hpp>
 
 #include <poll.h>
+#include <sys/epoll.h>
 
 #include <cerrno>
 
@@ -17,20 +19,48 @@ namespace coax::inline COAX_ABI::operations {
 class poll final : public basic_operation<poll, short> {
  public:
   poll(int fd, short events) noexcept : basic_operation(fd, events, watching::borrowed) {}
+  poll(poll&&) = default;
 
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
+    // io_uring also wakes for a half-close that nobody asked for, again and again, and never for
+    // urgent data alone. Where that would show, an epoll(7) descriptor stands for the events: it is
+    // readable when one is true.
+    if (!reads() && stand_in()) return io_uring_prep_poll_add(&sqe, set_.get(), POLLIN);
     io_uring_prep_poll_add(&sqe, fd(), static_cast<unsigned short>(waits_for()));
 #endif
   }
+  bool performs_first() const noexcept override { return !reads(); }
   int perform(syscalls& calls) noexcept override {
     pollfd ready{fd(), waits_for(), 0};
     const int count = calls.poll(&ready, 1);
     if (count <= 0) return count < 0 ? count : -EAGAIN;
     return (ready.revents & POLLNVAL) != 0 ? -EBADF : ready.revents;
   }
+  bool take(int answer) noexcept override {
+    if (answer > 0 && set_) {
+      answer = perform(syscalls::kernel());
+      if (answer == -EAGAIN || answer == -EINTR) return false;
+    }
+    set_.reset();
+    result_ = answer > 0 ? answer & (waits_for() | POLLERR | POLLHUP) : answer;
+    return true;
+  }
 
   result<short> value(int answer) const noexcept { return static_cast<short>(answer); }
+
+ private:
+  bool reads() const noexcept { return (waits_for() & POLLIN) != 0; }
+  bool stand_in() noexcept {
+    if (set_) return true;
+    set_.reset(::epoll_create1(EPOLL_CLOEXEC));
+    epoll_event event{};
+    event.events = static_cast<unsigned short>(waits_for());
+    if (set_ && ::epoll_ctl(set_.get(), EPOLL_CTL_ADD, fd(), &event) < 0) set_.reset();
+    return static_cast<bool>(set_);
+  }
+
+  unique_fd set_;
 };
 
 }  // namespace coax::inline COAX_ABI::operations

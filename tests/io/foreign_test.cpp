@@ -1,0 +1,155 @@
+#include "each_backend.hpp"
+#include "sockets.hpp"
+
+#include "../task/death.hpp"
+
+#include <coax/task/within.hpp>
+
+#include <chrono>
+#include <coroutine>
+#include <exception>
+#include <utility>
+#include <vector>
+
+// Operations awaited from a coroutine type that knows nothing of coax.
+
+using namespace std::chrono_literals;
+
+namespace {
+
+/// Runs at once, up to its first wait; owns its frame.
+class eager {
+ public:
+  struct promise_type {
+    eager get_return_object() {
+      return eager(std::coroutine_handle<promise_type>::from_promise(*this));
+    }
+    std::suspend_never initial_suspend() noexcept { return {}; }
+    std::suspend_always final_suspend() noexcept { return {}; }
+    void return_void() noexcept {}
+    void unhandled_exception() noexcept { std::terminate(); }
+  };
+  eager(eager&& other) noexcept : coroutine_(std::exchange(other.coroutine_, nullptr)) {}
+  ~eager() {
+    if (coroutine_) coroutine_.destroy();
+  }
+  bool done() const { return coroutine_.done(); }
+
+ private:
+  explicit eager(std::coroutine_handle<promise_type> coroutine) : coroutine_(coroutine) {}
+  std::coroutine_handle<promise_type> coroutine_;
+};
+
+// Each operation has a name: g++ 12 would await a copy of what stands in the expression.
+eager reads(int fd, std::size_t& got) {
+  std::array<std::byte, 16> some;
+  coax::operations::read operation = coax::read(fd, some);
+  auto n = co_await operation;
+  got = n ? *n : 0;
+}
+eager polls(int fd, short& seen) {
+  coax::operations::poll operation = coax::poll(fd, POLLIN);
+  auto events = co_await operation;
+  seen = events ? *events : short{-1};
+}
+eager sleeps(coax::timeout d) {
+  auto sleep = coax::sleep_for(d);
+  co_await sleep;
+}
+eager accepts(int fd, coax::unique_fd& into) {
+  coax::operations::accept operation = coax::accept(fd);
+  auto accepted = co_await operation;
+  if (accepted) into = std::move(*accepted);
+}
+eager reads_in_time(int fd, std::error_code& why) {
+  std::array<std::byte, 16> some;
+  auto limited = coax::within(1ms, coax::read(fd, some));
+  auto n = co_await limited;
+  why = n.error();
+}
+
+}  // namespace
+
+TEST_CASE("a foreign coroutine awaits operations that are ready, or that wait") {
+  on_each_backend([]() -> coax::task<> {
+    for (const bool waits : {false, true}) {
+      const fd_pair a = pipe_to_us();
+      const fd_pair b = unix_pair();
+      const loopback_listener listener;
+      coax::unique_fd client;
+      const auto make_ready = [&] {
+        put(a.theirs, "hello");
+        put(b.theirs, "x");
+        client = listener.client();
+      };
+      if (!waits) make_ready();
+      std::size_t got = 0;
+      short seen = 0;
+      coax::unique_fd accepted;
+      const eager one = reads(a.ours.get(), got);
+      const eager two = polls(b.ours.get(), seen);
+      const eager three = accepts(listener.fd.get(), accepted);
+      co_await turns(10);
+      CHECK(one.done() == !waits);
+      CHECK(two.done() == !waits);
+      CHECK(three.done() == !waits);
+      if (waits) make_ready();
+      co_await turns(10);
+      CHECK(one.done());
+      CHECK(two.done());
+      CHECK(three.done());
+      CHECK(got == 5);
+      CHECK(seen == POLLIN);
+      CHECK(accepted);
+    }
+  });
+}
+
+TEST_CASE("a foreign coroutine sleeps, and waits under within") {
+  on_each_backend([]() -> coax::task<> {
+    const fd_pair pipe = pipe_to_us();
+    std::error_code why;
+    const eager one = sleeps(1ms);
+    const eager two = reads_in_time(pipe.ours.get(), why);
+    CHECK_FALSE(one.done());
+    co_await coax::sleep_for(2ms);
+    co_await turns(10);
+    CHECK(one.done());
+    CHECK(two.done());
+    CHECK(why == std::errc::timed_out);
+  });
+}
+
+TEST_CASE(
+    "destroying a foreign coroutine while its operation is in the kernel aborts with a message") {
+  for (const coax::backend b : backends_here()) {
+    const ending child = ending_of([b] {
+      const auto reactor = reactor_of(b);
+      coax::detail::run_on(*reactor, []() -> coax::task<> {
+        const fd_pair pipe = pipe_to_us();
+        std::size_t got = 0;
+        {
+          const eager gone = reads(pipe.ours.get(), got);
+        }
+        co_return;
+      });
+    });
+    CHECK(child.aborted_saying("was destroyed while it waited"));
+  }
+}
+
+TEST_CASE("a run that ends while a foreign coroutine waits in the kernel aborts with a message") {
+  for (const coax::backend b : backends_here()) {
+    const ending child = ending_of([b] {
+      const fd_pair pipe = pipe_to_us();
+      std::size_t got = 0;
+      std::vector<eager> left;
+      const auto reactor = reactor_of(b);
+      coax::detail::run_on(*reactor, [&]() -> coax::task<> {
+        left.push_back(reads(pipe.ours.get(), got));
+        co_return;
+      });
+    });
+    CHECK(child.aborted_saying("in no scope"));
+  }
+}

@@ -1,0 +1,165 @@
+#include "each_backend.hpp"
+#include "sockets.hpp"
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+// The kernel is faster than the cancellation: what it gave is delivered, or was not taken at all.
+
+namespace {
+
+/// When the cancellation comes: in the turn that starts the operation, or so many turns later.
+constexpr std::array<int, 3> delays{1, 2, 5};
+
+}  // namespace
+
+TEST_CASE(
+    "a connection that comes together with the cancellation is delivered, or stays in the backlog") {
+  on_each_backend([]() -> coax::task<> {
+    for (int round = 0; round < 30; ++round) {
+      const int delay = delays[static_cast<std::size_t>(round) % delays.size()];
+      const bool cancels_first = round % 2 == 0;
+      const loopback_listener listener;
+      coax::unique_fd accepted;
+      const auto accepts = [&]() -> coax::task<> {
+        auto fd = co_await coax::accept(listener.fd.get());
+        if (fd) accepted = std::move(*fd);
+      };
+      cancellable root(accepts());
+      co_await turns(delay);
+      if (cancels_first) root.cancel();
+      const coax::unique_fd client = listener.client();
+      root.cancel();
+      co_await end_of(root);
+      set_nonblocking(listener.fd.get());
+      if (!accepted) accepted = listener.take();
+      REQUIRE(accepted);
+      put(client, "x");
+      CHECK(drain(accepted.get()) == "x");
+      CHECK_FALSE(listener.take());
+    }
+  });
+}
+
+TEST_CASE("a byte that comes together with the cancellation is delivered, or stays where it was") {
+  on_each_backend([]() -> coax::task<> {
+    for (int round = 0; round < 60; ++round) {
+      const int delay = delays[static_cast<std::size_t>(round) % delays.size()];
+      const bool borrowed = round % 2 == 0;
+      const bool cancels_first = round % 4 < 2;
+      fd_pair p = borrowed ? pipe_to_us() : unix_pair();
+      std::optional<taken_over> socket;
+      const int fd = p.ours.get();
+      if (!borrowed) socket.emplace(std::move(p.ours));
+      std::string got;
+      const auto reads = [&]() -> coax::task<> {
+        std::array<std::byte, 16> some;
+        if (borrowed) {
+          auto n = co_await coax::read(fd, some);
+          got = text_of(std::span(some).first(n.value()));
+        } else {
+          auto n = co_await receive(fd, some);
+          got = text_of(std::span(some).first(n.value()));
+        }
+      };
+      cancellable root(reads());
+      co_await turns(delay);
+      if (cancels_first) root.cancel();
+      put(p.theirs, "x");
+      root.cancel();
+      co_await end_of(root);
+      CHECK(got + drain(fd) == "x");
+    }
+  });
+}
+
+TEST_CASE(
+    "bytes that the socket takes together with the cancellation are counted, or were not sent") {
+  on_each_backend([]() -> coax::task<> {
+    for (int round = 0; round < 30; ++round) {
+      const int delay = delays[static_cast<std::size_t>(round) % delays.size()];
+      fd_pair p = unix_pair();
+      const taken_over socket(std::move(p.ours));
+      const std::size_t filled = fill(socket.get());
+      bool sent = false;
+      const auto sends = [&]() -> coax::task<> {
+        auto n = co_await send_all(socket.get(), "x");
+        sent = n.value() == 1;
+      };
+      cancellable root(sends());
+      co_await turns(delay);
+      std::string drained = drain(p.theirs.get());
+      root.cancel();
+      co_await end_of(root);
+      drained += drain(p.theirs.get());
+      CHECK(drained.size() == filled + (sent ? 1 : 0));
+    }
+  });
+}
+
+TEST_CASE(
+    "a connect that succeeds together with the cancellation leaves the socket to the caller") {
+  on_each_backend([]() -> coax::task<> {
+    for (int round = 0; round < 30; ++round) {
+      const int delay = delays[static_cast<std::size_t>(round) % delays.size()];
+      const loopback_listener listener;
+      const coax::unique_fd client(
+          ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      bool connected = false;
+      const auto connects = [&]() -> coax::task<> {
+        coax::operations::connect operation(client.get(), listener.to(), sizeof(listener.address));
+        auto done = co_await operation;
+        connected = static_cast<bool>(done);
+      };
+      cancellable root(connects());
+      co_await turns(delay);
+      root.cancel();
+      co_await end_of(root);
+      if (connected) {
+        const coax::unique_fd accepted = listener.take();
+        put(client, "x");
+        CHECK(drain(accepted.get()) == "x");
+      }
+      CHECK(::fcntl(client.get(), F_GETFD) == FD_CLOEXEC);
+    }
+  });
+}
+
+TEST_CASE("a connect that the other side does not answer can be cancelled") {
+  on_each_backend([]() -> coax::task<> {
+    const loopback_listener listener(0);
+    std::vector<coax::unique_fd> queued;
+    const auto connects = [&]() -> coax::task<> {
+      queued.emplace_back(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      coax::operations::connect operation(queued.back().get(), listener.to(),
+                                          sizeof(listener.address));
+      auto done = co_await operation;
+      CHECK(done);
+    };
+    // The backlog takes one or two; who comes then is not answered.
+    for (int i = 0; i < 5; ++i) {
+      cancellable root(connects());
+      for (int turn = 0; turn < 50 && !root.has_ended(); ++turn) co_await coax::yield();
+      const bool waited = !root.has_ended();
+      root.cancel();
+      co_await end_of(root);
+      if (waited) co_return;
+    }
+    FAIL("no connect had to wait");
+  });
+}
+
+TEST_CASE("an accepted connection that nobody takes is closed") {
+  on_each_backend([]() -> coax::task<> {
+    const loopback_listener listener;
+    const coax::unique_fd client = listener.client();
+    {
+      coax::operations::accept operation = coax::accept(listener.fd.get());
+      static_cast<void>(co_await operation);  // gives the connection to a result that is dropped
+    }
+    std::array<char, 1> some;
+    CHECK(::recv(client.get(), some.data(), some.size(), 0) == 0);
+  });
+}

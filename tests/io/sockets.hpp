@@ -1,0 +1,211 @@
+#pragma once
+
+/// What the tests of io/ wait on: pipes and connected sockets, and how to fill, drain and end them.
+
+#include "../catch.hpp"
+
+#include <coax/io/fd.hpp>
+#include <coax/io/operations/connect.hpp>
+#include <coax/io/operations/recv.hpp>
+#include <coax/io/operations/send.hpp>
+#include <coax/io/reactor.hpp>
+#include <coax/io/unique_fd.hpp>
+#include <coax/task/fatal.hpp>
+#include <coax/task/root.hpp>
+#include <coax/task/sleep.hpp>
+#include <coax/task/task.hpp>
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <coroutine>
+#include <cstddef>
+#include <initializer_list>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+/// Two descriptors that are connected: `ours` is waited on, `theirs` is the peer's.
+struct fd_pair {
+  coax::unique_fd ours;
+  coax::unique_fd theirs;
+};
+
+/// `ours` is the end to read from. Both are in blocking mode, as most pipes a program is given.
+inline fd_pair pipe_to_us() {
+  int ends[2];
+  REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+  return {coax::unique_fd(ends[0]), coax::unique_fd(ends[1])};
+}
+/// `ours` is the end to write to.
+inline fd_pair pipe_from_us() {
+  fd_pair p = pipe_to_us();
+  std::swap(p.ours, p.theirs);
+  return p;
+}
+inline fd_pair unix_pair() {
+  int ends[2];
+  REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+  return {coax::unique_fd(ends[0]), coax::unique_fd(ends[1])};
+}
+
+/// A socket that listens on a port of the kernel's choice on 127.0.0.1.
+struct loopback_listener {
+  explicit loopback_listener(int backlog = 16)
+      : fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    REQUIRE(::bind(fd.get(), to(), sizeof(address)) == 0);
+    REQUIRE(::listen(fd.get(), backlog) == 0);
+    socklen_t size = sizeof(address);
+    REQUIRE(::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
+  }
+  const sockaddr* to() const { return reinterpret_cast<const sockaddr*>(&address); }
+
+  /// Connects a client; the kernel takes it into the backlog at once.
+  coax::unique_fd client() const {
+    coax::unique_fd made(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    REQUIRE(::connect(made.get(), to(), sizeof(address)) == 0);
+    return made;
+  }
+  coax::unique_fd take() const {
+    return coax::unique_fd(::accept4(fd.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  }
+
+  coax::unique_fd fd;
+  sockaddr_in address{};
+};
+
+inline fd_pair tcp_pair() {
+  const loopback_listener listener;
+  coax::unique_fd theirs = listener.client();
+  return {listener.take(), std::move(theirs)};
+}
+
+inline void set_nonblocking(int fd) {
+  REQUIRE(::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK) == 0);
+}
+
+/// A socket the running reactor has taken over, as a stream does it.
+class taken_over {
+ public:
+  explicit taken_over(coax::unique_fd fd, bool tcp = false) : fd_(fd.release()) {
+    coax::reactor::current().own(fd_, tcp);
+  }
+  taken_over(const taken_over&) = delete;
+  taken_over& operator=(const taken_over&) = delete;
+  ~taken_over() { close(); }
+
+  int get() const { return fd_; }
+  void close() {
+    if (fd_ >= 0) coax::reactor::current().close(std::exchange(fd_, -1));
+  }
+
+ private:
+  int fd_;
+};
+
+inline std::span<const std::byte> bytes_of(std::string_view text) {
+  return std::as_bytes(std::span(text));
+}
+inline std::string_view text_of(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+/// Writes to the peer's end, at once.
+inline void put(const coax::unique_fd& fd, std::string_view text) {
+  REQUIRE(::write(fd.get(), text.data(), text.size()) == static_cast<ssize_t>(text.size()));
+}
+
+/// Writes until nothing fits any more. Result: how many bytes fitted.
+inline std::size_t fill(int fd) {
+  static const std::array<char, 4096> block{};
+  const int flags = ::fcntl(fd, F_GETFL);
+  ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+  std::size_t total = 0;
+  for (const std::size_t size : {block.size(), std::size_t{1}})
+    for (ssize_t n = 0; (n = ::write(fd, block.data(), size)) > 0;)
+      total += static_cast<std::size_t>(n);
+  ::fcntl(fd, F_SETFL, flags);
+  return total;
+}
+
+/// Reads all there is, without waiting. Result: what was there.
+inline std::string drain(int fd) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+  std::string all;
+  std::array<char, 65536> some;
+  for (ssize_t n = 0; (n = ::read(fd, some.data(), some.size())) > 0;)
+    all.append(some.data(), static_cast<std::size_t>(n));
+  ::fcntl(fd, F_SETFL, flags);
+  return all;
+}
+
+/// Lets the reactor turn `n` times: what was ready has run, and what the kernel had to say was heard.
+inline coax::task<> turns(int n = 3) {
+  for (int i = 0; i < n; ++i) co_await coax::yield();
+}
+
+/// A wait that another task, or a posted node, ends.
+class gate final : public coax::waiter {
+ public:
+  void open() noexcept {
+    if (is_waiting()) complete();
+    opened_ = true;
+  }
+  bool await_ready() const noexcept { return opened_; }
+  void await_resume() const noexcept {}
+
+ private:
+  bool start() noexcept override { return false; }
+  void stop() noexcept override { stopped(); }
+  bool opened_ = false;
+};
+
+/// A task as a root of its own, which a test cancels when it likes. It has to end before this does.
+class cancellable final : public coax::root {
+ public:
+  explicit cancellable(coax::task<> t) : frame_(std::move(t).release()) {
+    adopt(frame_);
+    start_later();
+  }
+  ~cancellable() {
+    if (frame_) frame_.destroy();
+  }
+  bool has_ended() const noexcept { return ended_; }
+
+ private:
+  void ended(outcome how) noexcept override {
+    if (how == outcome::unwound) frame_ = nullptr;
+    ended_ = true;
+  }
+  std::coroutine_handle<coax::task<>::promise_type> frame_;
+  bool ended_ = false;
+};
+
+/// Waits until `c` has ended, at most so many turns.
+inline coax::task<> end_of(const cancellable& c, int turns_max = 1000) {
+  for (int i = 0; i < turns_max && !c.has_ended(); ++i) co_await coax::yield();
+  if (!c.has_ended()) coax::detail::fatal("a task that should have ended has not");
+}
+
+inline coax::operations::recv receive(int fd, std::span<std::byte> into) {
+  return {fd, into, coax::operations::recv::until::some};
+}
+inline coax::operations::recv receive_full(int fd, std::span<std::byte> into) {
+  return {fd, into, coax::operations::recv::until::full};
+}
+inline coax::operations::send send_all(int fd, std::string_view text) {
+  return {fd, bytes_of(text), coax::operations::send::until::all};
+}
+inline coax::operations::send send_some(int fd, std::string_view text) {
+  return {fd, bytes_of(text), coax::operations::send::until::some};
+}

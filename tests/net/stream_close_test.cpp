@@ -1,0 +1,324 @@
+#include <coax/net/stream.hpp>
+#include <coax/task/scope.hpp>
+#include <coax/task/within.hpp>
+
+#include "pairs.hpp"
+
+#include <poll.h>
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+// Closing a stream on this side: at once, and after the peer has got everything.
+
+namespace {
+
+using namespace std::chrono_literals;
+using coax::errc;
+using coax::stream;
+using coax::task;
+
+using outcome = std::optional<coax::result<std::size_t>>;
+
+task<> read_some(stream& from, std::span<std::byte> into, outcome& how) {
+  auto got = co_await from.read(into);
+  how.emplace(got);
+}
+task<> write_all(stream& to, std::span<const std::byte> bytes, outcome& how) {
+  auto sent = co_await to.write(bytes);
+  how.emplace(sent);
+}
+
+task<> close_and_tell(stream& s, std::error_code& how) {
+  auto closed = co_await s.close();
+  how = closed.error();
+}
+
+}  // namespace
+
+TEST_CASE("closing a stream that another task reads tells the reader and the peer") {
+  on_each_pair([](stream& near, stream& far) -> task<> {
+    std::array<std::byte, 8> bytes;
+    outcome how;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(read_some, std::ref(near), std::span(bytes), std::ref(how));
+      co_await turns(2);
+      {
+        const stream closed = std::move(near);
+      }
+      std::string nothing;
+      const std::error_code why = co_await read_to_end(far, nothing);
+      CHECK(why == errc::end_of_stream);
+    });
+    REQUIRE(how);
+    CHECK(how->error() == std::errc::operation_canceled);
+  });
+}
+
+TEST_CASE("closing a stream that others read and write tells both") {
+  on_each_pair([](stream& near, stream& far) -> task<> {
+    const std::vector<std::byte> much = pattern(16u << 20, 3);
+    std::array<std::byte, 8> bytes;
+    outcome reader;
+    outcome writer;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(read_some, std::ref(near), std::span(bytes), std::ref(reader));
+      s.spawn(write_all, std::ref(near), std::span(much), std::ref(writer));
+      co_await turns(2);
+      {
+        const stream closed = std::move(near);
+      }
+      std::string some;
+      co_await read_to_end(far, some);
+      CHECK(some.size() < much.size());
+    });
+    REQUIRE((reader && writer));
+    CHECK(reader->error() == std::errc::operation_canceled);
+    CHECK(writer->error() == std::errc::operation_canceled);
+  });
+}
+
+TEST_CASE("a stream is closed by the task that a read has just woken") {
+  on_each_pair([](stream& near, stream& far) -> task<> {
+    std::array<std::byte, 8> bytes;
+    outcome how;
+    std::optional<stream> closing(std::move(near));
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(read_some, std::ref(*closing), std::span(bytes), std::ref(how));
+      co_await turns(2);
+      auto sent = co_await far.write("abc");  // has arrived when the reader is told
+      CHECK(sent);
+      closing.reset();
+    });
+    REQUIRE(how);
+    if (!*how) CHECK(how->error() == std::errc::operation_canceled);
+  });
+}
+
+TEST_CASE("the next owner of a descriptor's number keeps its data from the last one's reader") {
+  for (int given = 0; given < 4; ++given) {
+    INFO("the reader had " << given << " turns");
+    on_each_backend([&]() -> task<> {
+      for (int i = 0; i < 50; ++i) {
+        const transport t = i % 2 == 0 ? transport::tcp : transport::unix_socket;
+        std::optional<stream_pair> old(t);
+        std::array<std::byte, 64> stolen{};
+        outcome how;
+        co_await coax::with_scope([&](coax::scope& s) -> task<> {
+          s.spawn(read_some, std::ref(old->near), std::span(stolen), std::ref(how));
+          co_await turns(given);
+          const stream far = std::move(old->far);
+          old.reset();
+          // The number is free for whoever comes now, or is not: both is right.
+          stream_pair next(t);
+          auto sent = co_await next.far.write("secret");
+          CHECK(sent);
+          auto also = co_await next.near.write("secret");
+          CHECK(also);
+          const std::string one = co_await read_text(next.near);
+          CHECK(one == "secret");
+          const std::string other = co_await read_text(next.far);
+          CHECK(other == "secret");
+        });
+        REQUIRE(how);
+        CHECK(!*how);
+        // Closed before it had begun, it finds no connection.
+        CHECK((how->error() == std::errc::operation_canceled ||
+               (given == 0 && how->error() == std::errc::bad_file_descriptor)));
+        CHECK(stolen[0] == std::byte{});
+      }
+    });
+  }
+}
+
+TEST_CASE("a descriptor keeps its number until the last operation on it has ended") {
+  on_each_backend([]() -> task<> {
+    std::optional<stream_pair> old(transport::tcp);
+    const int number = old->near.native_handle();
+    std::array<std::byte, 8> bytes;
+    outcome how;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(read_some, std::ref(old->near), std::span(bytes), std::ref(how));
+      co_await turns(2);
+      {
+        const stream closed = std::move(old->near);
+      }
+      const bool still_reading =
+          coax::reactor::current().in_flight() > 1;  // the reactor's own wake-up is one
+      const coax::unique_fd next(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+      if (still_reading) CHECK(next.get() != number);
+      while (!how) co_await coax::yield();
+    });
+    CHECK(how->error() == std::errc::operation_canceled);
+  });
+}
+
+TEST_CASE("close delivers a large reply although much of the request was never read") {
+  on_each_pair([](stream& near, stream& far) -> task<> {
+    const std::vector<std::byte> request = pattern(100'000, 1);
+    const std::vector<std::byte> reply = pattern(4u << 20, 2);
+    outcome asked;
+    outcome answered;
+    std::error_code closed = errc::bad_port;  // anything but success
+    const auto serve = [&]() -> task<> {
+      std::array<std::byte, 100> beginning;
+      auto some = co_await far.read_exactly(beginning);
+      CHECK(some);
+      co_await write_all(far, reply, answered);
+      co_await close_and_tell(far, closed);
+    };
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(std::ref(serve));
+      co_await write_all(near, request, asked);
+      std::vector<std::byte> got(reply.size());
+      auto all = co_await near.read_exactly(got);
+      CHECK(all);
+      CHECK((got == reply));  // in one piece: megabytes are not to be printed
+      std::string more;
+      const std::error_code why = co_await read_to_end(near, more);
+      CHECK(why == errc::end_of_stream);
+      CHECK(more.empty());
+      {
+        const stream done = std::move(near);
+      }
+    });
+    CHECK(!closed);
+    CHECK(!far.is_open());
+  });
+}
+
+TEST_CASE("close drops what the peer still sends, and ends with the peer") {
+  on_each_pair([](stream& near, stream& far) -> task<> {
+    std::error_code closed = errc::bad_port;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(close_and_tell, std::ref(near), std::ref(closed));
+      std::string nothing;
+      const std::error_code why = co_await read_to_end(far, nothing);
+      CHECK(why == errc::end_of_stream);
+      CHECK(closed == errc::bad_port);  // not yet: the peer has not ended
+      for (int i = 0; i < 20; ++i) {
+        auto sent = co_await far.write("too late, but no error yet");
+        CHECK(sent);
+        co_await turns(2);
+      }
+      {
+        const stream done = std::move(far);
+      }
+    });
+    CHECK(!closed);
+  });
+}
+
+TEST_CASE("close gives up on a peer that does not stop sending") {
+  on_each_pair([](stream& near, stream& far) -> task<> {
+    const std::vector<std::byte> flood = pattern(stream::linger_bytes_max * 20, 1);
+    std::error_code closed;
+    outcome flooded;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(close_and_tell, std::ref(near), std::ref(closed));
+      co_await write_all(far, flood, flooded);
+    });
+    CHECK(closed == std::errc::connection_aborted);
+    REQUIRE(flooded);
+    CHECK((flooded->error() == std::errc::broken_pipe ||
+           flooded->error() == std::errc::connection_reset));
+  });
+}
+
+TEST_CASE("close gives up on a peer that never ends") {
+  on_each_backend([]() -> task<> {
+    stream_pair both(transport::tcp);
+    std::error_code closed;
+    const auto begin = coax::now();
+    co_await close_and_tell(both.near, closed);
+    CHECK(closed == std::errc::timed_out);
+    CHECK(coax::now() - begin >= stream::linger_limit);
+    std::string nothing;
+    const std::error_code why = co_await read_to_end(both.far, nothing);
+    CHECK(why == errc::end_of_stream);
+  });
+}
+
+TEST_CASE("a peer that reset is no reason to linger") {
+  on_each_backend([]() -> task<> {
+    raw_pair both = raw_connected(transport::tcp);
+    stream near = adopted(std::move(both.near));
+    reset_connection(std::move(both.far));
+    auto closed = co_await near.close();
+    CHECK(closed.error() == std::errc::not_connected);
+    CHECK(!near.is_open());
+  });
+}
+
+TEST_CASE("close that is not awaited, or is cancelled, closes at once") {
+  on_each_pair([](stream& near, stream& far) -> task<> {
+    stream_pair other(transport::tcp);
+    {
+      const task<coax::result<void>> never_awaited = near.close();
+      CHECK(!near.is_open());
+    }
+    std::string nothing;
+    const std::error_code why = co_await read_to_end(far, nothing);
+    CHECK(why == errc::end_of_stream);
+
+    std::error_code untouched = errc::bad_port;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(close_and_tell, std::ref(other.near), std::ref(untouched));
+      co_await turns(3);
+      const bool by_itself = co_await s.join_within(0ms);
+      CHECK(!by_itself);
+    });
+    CHECK(untouched == errc::bad_port);
+    auto sent = co_await other.far.write("x");
+    co_await turns(2);
+    auto again = co_await other.far.write("x");
+    CHECK((!sent || !again));  // the first is answered by a reset
+  });
+}
+
+TEST_CASE("close while another task reads ends both") {
+  on_each_pair([](stream& near, stream& far) -> task<> {
+    std::array<std::byte, 8> bytes;
+    outcome how;
+    std::error_code closed;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(read_some, std::ref(near), std::span(bytes), std::ref(how));
+      co_await turns(2);
+      co_await close_and_tell(near, closed);
+      std::string nothing;
+      const std::error_code why = co_await read_to_end(far, nothing);
+      CHECK(why == errc::end_of_stream);
+    });
+    CHECK(closed == std::errc::device_or_resource_busy);
+    CHECK(how->error() == std::errc::operation_canceled);
+  });
+}
+
+TEST_CASE("a task that is cancelled closes the streams it owns") {
+  on_each_backend([]() -> task<> {
+    for (int given = 0; given < 4; ++given) {
+      stream_pair both(transport::tcp);
+      const auto own = [](stream mine) -> task<> {
+        std::array<std::byte, 8> bytes;
+        auto got = co_await mine.read(bytes);
+        CHECK(!got);
+      };
+      co_await coax::with_scope([&](coax::scope& s) -> task<> {
+        s.spawn(own, std::move(both.near));
+        co_await turns(given);
+        co_await s.join_within(0ms);
+      });
+      std::string nothing;
+      const std::error_code why = co_await read_to_end(both.far, nothing);
+      CHECK(why == errc::end_of_stream);
+    }
+  });
+}

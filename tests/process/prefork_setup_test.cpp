@@ -1,0 +1,241 @@
+#include <coax/process/run.hpp>
+
+#include "../io/each_backend.hpp"
+#include "serve.hpp"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace {
+
+using namespace outside;
+using coax::task;
+
+task<> nothing() { co_return; }
+
+bool has_default_action(int number) {
+  struct sigaction now{};
+  ::sigaction(number, nullptr, &now);
+  return now.sa_handler == SIG_DFL;
+}
+
+bool is_blocked(int number) {
+  sigset_t now;
+  ::pthread_sigmask(SIG_SETMASK, nullptr, &now);
+  return sigismember(&now, number) == 1;
+}
+
+}  // namespace
+
+TEST_CASE("without a number there is a process for each processor that may be used") {
+  for (const bool only_one : {false, true}) {
+    cpu_set_t usable;
+    REQUIRE(::sched_getaffinity(0, sizeof usable, &usable) == 0);
+    const int wanted = only_one ? 1 : CPU_COUNT(&usable);
+    reports told;
+    supervisor parent(coax::backend::epoll, [&] {
+      int kept = 0;
+      for (std::size_t cpu = 0; only_one && cpu < CPU_SETSIZE; ++cpu)
+        if (CPU_ISSET(cpu, &usable) && ++kept > 1) CPU_CLR(cpu, &usable);
+      if (only_one) ::sched_setaffinity(0, sizeof usable, &usable);
+      return coax::prefork({}, never_stops, told.in());
+    });
+    for (int i = 0; i < wanted; ++i) CHECK(told.next('r').what == 'r');
+    CHECK(children_of(parent.pid()).size() == static_cast<std::size_t>(wanted));
+  }
+}
+
+TEST_CASE("what prefork cannot do is an error before there is any process") {
+  for (const int negative : {-1, -1000}) {
+    CHECK_THROWS_AS(coax::prefork(processes(negative), nothing), std::invalid_argument);
+    CHECK_THROWS_WITH(coax::prefork(processes(negative), nothing),
+                      Catch::Contains(std::to_string(negative)));
+  }
+  const auto inside = []() -> task<> {
+    CHECK_THROWS_AS(coax::prefork(processes(1), nothing), std::logic_error);
+    co_return;
+  };
+  coax::run(inside);
+
+  supervisor parent(coax::backend::epoll, [] {
+    ::setenv("COAX_BACKEND", "kqueue", 1);
+    int errors = 0;
+    try {
+      coax::prefork(processes(2), nothing);
+    } catch (const std::invalid_argument& e) {
+      errors += std::string_view(e.what()).find("\"kqueue\"") != std::string_view::npos ? 1 : 0;
+    }
+    ::unsetenv("COAX_BACKEND");
+    coax::prefork_options o = processes(2);
+    o.reactor.ring_entries = 0;
+    try {
+      coax::prefork(o, nothing);
+    } catch (const std::invalid_argument&) {
+      ++errors;
+    }
+    const bool no_child = ::waitpid(-1, nullptr, WNOHANG) == -1 && errno == ECHILD;
+    return errors == 2 && no_child && !is_blocked(SIGTERM) ? 0 : 1;
+  });
+  CHECK(parent.end().exited_with(0));
+  CHECK(parent.words().empty());
+}
+
+TEST_CASE("prefork leaves other children of its caller alone") {
+  for (const coax::backend b : backends_here()) {
+    reports told;
+    supervisor parent(b, [&] {
+      const pid_t early = ::fork();
+      if (early == 0) ::_exit(5);
+      const pid_t late = ::fork();
+      if (late == 0) {
+        ::signal(SIGUSR1, [](int) { ::_exit(6); });
+        reports::tell(told.in(), 'o');
+        while (true) ::pause();
+      }
+      if (coax::prefork(processes(2), never_stops, told.in()) != 1) return 1;
+      int how = 0;
+      if (::waitpid(early, &how, 0) != early || WEXITSTATUS(how) != 5) return 2;
+      if (::waitpid(late, &how, 0) != late || WEXITSTATUS(how) != 6) return 3;
+      return ::waitpid(-1, nullptr, 0) == -1 && errno == ECHILD ? 0 : 4;
+    });
+    const pid_t late = told.next('o').pid;
+    for (int i = 0; i < 2; ++i) told.next('r');
+    ::kill(late, SIGUSR1);  // it ends while prefork waits
+    CHECK(comes_true([&] {
+      const auto all = children_of(parent.pid());
+      return std::any_of(all.begin(), all.end(),
+                         [&](const process_entry& e) { return e.pid == late && e.state == 'Z'; });
+    }));
+    parent.send(SIGTERM);
+    told.next('s');
+    told.next('s');
+    parent.send(SIGTERM);
+    CHECK(parent.end().exited_with(0));
+  }
+}
+
+TEST_CASE("prefork can be called again when it has returned") {
+  reports told;
+  supervisor parent(coax::backend::epoll, [&] {
+    for (int i = 0; i < 2; ++i) {
+      door in;
+      const int status = coax::prefork(processes(2), serve, in.listener(), 1, told.in());
+      if (status != 0 || in.listener().is_open()) return 1;
+    }
+    return 0;
+  });
+  for (int round = 0; round < 2; ++round) {
+    for (int i = 0; i < 2; ++i) CHECK(told.next('r').what == 'r');
+    parent.send(SIGTERM);
+    for (int i = 0; i < 2; ++i) CHECK(told.next('s').value == SIGTERM);
+  }
+  CHECK(parent.end().exited_with(0));
+}
+
+TEST_CASE(
+    "prefork gives back the signal mask and the disposition of SIGCHLD, and its processes have the caller's") {
+  const auto looks = [](int tell) -> task<> {
+    struct sigaction now{};
+    ::sigaction(SIGCHLD, nullptr, &now);
+    reports::tell(tell, 'm',
+                  (now.sa_handler == SIG_IGN ? 1 : 0) + (is_blocked(SIGUSR1) ? 2 : 0) +
+                      (is_blocked(SIGCHLD) ? 4 : 0));
+    auto stopped = coax::signals({SIGTERM});
+    reports::tell(tell, 'r');
+    const int number = co_await std::move(stopped);
+    static_cast<void>(number);
+  };
+  for (const coax::backend b : backends_here()) {
+    reports told;
+    supervisor parent(b, [&] {
+      std::signal(SIGCHLD, SIG_IGN);
+      sigset_t blocked;
+      sigemptyset(&blocked);
+      sigaddset(&blocked, SIGUSR1);
+      ::pthread_sigmask(SIG_SETMASK, &blocked, nullptr);
+      const int status = coax::prefork(processes(2), looks, told.in());
+      struct sigaction now{};
+      ::sigaction(SIGCHLD, nullptr, &now);
+      const bool mask_kept = is_blocked(SIGUSR1) && !is_blocked(SIGCHLD) && !is_blocked(SIGTERM) &&
+                             !is_blocked(SIGINT);
+      return status * 10 + (now.sa_handler == SIG_IGN ? 0 : 1) + (mask_kept ? 0 : 2);
+    });
+    for (int i = 0; i < 2; ++i) told.next('r');
+    // Ignoring SIGCHLD, the kernel would not say how they ended, nor that they did.
+    const pid_t killed = told.next('m').pid;
+    ::kill(killed, SIGKILL);
+    CHECK(parent.line("killed by signal 9").find(std::to_string(killed)) != std::string::npos);
+    CHECK(told.next('r').what == 'r');
+    parent.send(SIGTERM);
+    CHECK(parent.end().exited_with(0));
+    for (const report& each : told.all('m')) CHECK(each.value == 3);
+  }
+}
+
+TEST_CASE(
+    "where nobody waits for the stop signals they have their default action, as the caller had them") {
+  const auto looks_later = [](int tell) -> task<> {
+    for (int i = 0; i < 100; ++i) co_await coax::yield();
+    reports::tell(tell, 'm',
+                  (is_blocked(SIGTERM) ? 1 : 0) + (is_blocked(SIGINT) ? 2 : 0) +
+                      (has_default_action(SIGTERM) ? 4 : 0));
+    co_await coax::sleep_for(1h);
+  };
+  for (const bool held_by_the_caller : {false, true}) {
+    reports told;
+    supervisor parent(coax::backend::epoll, [&] {
+      sigset_t held;
+      sigemptyset(&held);
+      if (held_by_the_caller) sigaddset(&held, SIGINT);
+      ::pthread_sigmask(SIG_BLOCK, &held, nullptr);
+      return coax::prefork(processes(1), looks_later, told.in());
+    });
+    CHECK(told.next('m').value == (held_by_the_caller ? 6 : 4));
+    parent.send(SIGTERM);  // its default action: that is no orderly end
+    CHECK(parent.end().exited_with(1));
+    CHECK(parent.count("ended: killed by signal 15\n") == 1);
+  }
+}
+
+TEST_CASE(
+    "a reactor used before the fork, and one after it, have nothing to do with those of the processes") {
+  const auto once_around = []() -> task<int> {
+    auto own = coax::listener::bind("127.0.0.1:0");
+    auto stopped = coax::signals({SIGUSR2});
+    ::kill(::getpid(), SIGUSR2);
+    const int number = co_await std::move(stopped);
+    co_await coax::sleep_for(1ms);
+    co_return number == SIGUSR2&& own ? 0 : 1;
+  };
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    door in;
+    reports told;
+    supervisor parent(b, [&] {
+      const int before = coax::run(once_around);
+      const auto idle_one = coax::make_reactor();  // it lives on, and is not run
+      const int status = coax::prefork(processes(2), serve, std::ref(in.listener()), 3, told.in());
+      return before + status + coax::run(once_around);
+    });
+    in.leave();
+    const auto up = parent.starts(2);
+    for (int i = 0; i < 2; ++i) told.next('r');
+    std::vector<client> clients;
+    for (int i = 0; i < 6; ++i) clients.emplace_back(in);
+    std::map<pid_t, int> by;
+    for (client& each : clients) ++by[each.greeting()];
+    CHECK(by == std::map<pid_t, int>{{up[0].pid, 3}, {up[1].pid, 3}});
+    for (client& each : clients) CHECK(each.echoes());
+    clients.clear();
+    parent.send(SIGTERM);
+    CHECK(parent.end().exited_with(0));
+  }
+}
