@@ -4,7 +4,9 @@
 #include <coax/task/within.hpp>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -55,8 +57,12 @@ class scripted_reactor final : public coax::reactor {
 class scripted_ring final : public coax::syscalls {
  public:
   bool has_operation() const { return read_ != 0; }
-  void answer(int with) { complete(*ring_, std::exchange(read_, 0), with); }
+  void answer(int with) { answer(std::exchange(read_, 0), with); }
+  void answer(__u64 read, int with) { complete(*ring_, read, with); }
+  __u64 newest() const { return read_; }
   int cancels() const { return cancels_; }
+  bool refuses = false;  // takes nothing that is submitted
+  __u64 watched = 0;     // the read whose cancellations are counted; 0: the newest
 
   int ring_submit(io_uring& ring) noexcept override { return take_submissions(ring); }
   int ring_submit_and_wait(io_uring& ring, __kernel_timespec*) noexcept override {
@@ -66,6 +72,7 @@ class scripted_ring final : public coax::syscalls {
  private:
   int take_submissions(io_uring& ring) noexcept {
     ring_ = &ring;
+    if (refuses) return -EBUSY;
     io_uring_sq& sq = ring.sq;
     int taken = 0;
     for (; sq.sqe_head != sq.sqe_tail; ++sq.sqe_head, ++taken) {
@@ -74,7 +81,7 @@ class scripted_ring final : public coax::syscalls {
         read_ = sqe.user_data;
         last_read_ = sqe.user_data;
       } else if (sqe.opcode == IORING_OP_ASYNC_CANCEL) {
-        if (sqe.addr == last_read_)
+        if (sqe.addr == (watched != 0 ? watched : last_read_))
           ++cancels_;
         else
           complete(ring, sqe.addr, -ECANCELED);
@@ -229,6 +236,41 @@ TEST_CASE("io_uring: an interrupted operation is submitted again") {
     kernel.answer(5);
     co_await end_of(root);
     CHECK(outcome == "value");
+  });
+}
+
+TEST_CASE("io_uring: a cancellation that has no room yet is dropped when its operation completes") {
+  if (backends_here().size() < 2) return;
+  scripted_ring kernel;
+  const auto reactor = reactor_of(coax::backend::io_uring, kernel, 2);
+  run_clean(*reactor, [&]() -> coax::task<> {
+    const std::array<fd_pair, 4> pipes{pipe_to_us(), pipe_to_us(), pipe_to_us(), pipe_to_us()};
+    std::array<std::string, 4> outcomes{"unwound", "unwound", "unwound", "unwound"};
+    std::array<std::optional<cancellable>, 4> roots;
+    roots[0].emplace(waits(pipes[0].ours.get(), outcomes[0]));
+    co_await turns();
+    kernel.watched = kernel.newest();
+    kernel.refuses = true;
+    // Two fill the ring, one goes to the backlog, and there is no room for a cancellation.
+    for (std::size_t i = 1; i < 4; ++i) roots[i].emplace(waits(pipes[i].ours.get(), outcomes[i]));
+    co_await turns();
+    roots[0]->cancel();
+    roots[3]->cancel();  // the kernel has not seen this one
+    co_await end_of(*roots[3]);
+    CHECK_FALSE(roots[0]->has_ended());
+    kernel.answer(kernel.watched, 5);
+    co_await end_of(*roots[0]);
+    CHECK(outcomes[0] == "value");
+    CHECK(outcomes[3] == "unwound");
+    kernel.refuses = false;
+    co_await turns();
+    CHECK(kernel.cancels() == 0);
+    for (const std::size_t i : {std::size_t{1}, std::size_t{2}}) {
+      CHECK_FALSE(roots[i]->has_ended());
+      roots[i]->cancel();
+      co_await end_of(*roots[i]);  // every cancellation but the watched one is answered
+      CHECK(outcomes[i] == "unwound");
+    }
   });
 }
 

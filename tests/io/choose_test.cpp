@@ -116,8 +116,12 @@ TEST_CASE("a ring of no entries is refused; one of too many is made as large as 
       require(contains(said, "ring_entries"), "the error names ring_entries");
     }
     for (const unsigned entries : {1U, 3U, 1U << 20, 1U << 30, ~0U}) {
-      const auto made = coax::make_reactor(with(backends_here().back(), entries));
-      require(made->backend() == name_of(backends_here().back()), "any other number works");
+      const auto made = coax::make_reactor(with(coax::backend::automatic, entries));
+      // An ordinary user may not have the memory for a large one, but it is no bad argument.
+      const std::string& why = made->fallback_reason();
+      require(
+          why.empty() || (entries > 3 && contains(why, "memory")) || backends_here().size() == 1,
+          why.c_str());
       require_works(*made);
     }
   });

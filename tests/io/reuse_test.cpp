@@ -55,10 +55,9 @@ TEST_CASE("events of a closed stream do not reach the one that got its number") 
             root.cancel();
             co_await end_of(root);
           }
-          // In one turn: it becomes ready, it hangs up, it is closed, and its number comes back.
+          // In one turn: it becomes ready, it is closed, and its number comes back.
           const coax::unique_fd copy(copy_stays ? ::dup(number) : -1);
           put(old.theirs, "for the old one");
-          old.theirs.reset();
           first.reset();
           fd_pair fresh = unix_pair();
           give_number(fresh, number);
@@ -70,6 +69,9 @@ TEST_CASE("events of a closed stream do not reach the one that got its number") 
             auto n = co_await receive(second.get(), some);
             got = n ? text_of(std::span(some).first(*n)) : n.error().message();
           });
+          co_await turns(5);
+          if (copy_stays) put(old.theirs, "more, now that the new one waits");
+          old.theirs.reset();
           co_await turns(5);
           CHECK(got == "");
           if (b == coax::backend::epoll) CHECK(calls.received == 1);
@@ -83,6 +85,37 @@ TEST_CASE("events of a closed stream do not reach the one that got its number") 
       }
     });
   }
+}
+
+TEST_CASE("a stream that had nothing is not asked again before the kernel says that it has") {
+  counting calls;
+  const auto reactor = reactor_of(coax::backend::epoll, calls);
+  run_clean(*reactor, [&]() -> coax::task<> {
+    fd_pair p = tcp_pair();
+    const taken_over socket(std::move(p.ours), true);
+    calls.watched = socket.get();
+    std::array<std::byte, 16> some;
+    const auto receives = [&]() -> coax::task<> {
+      auto n = co_await receive(socket.get(), some);
+      CHECK(n.value() == 5);
+    };
+    for (int i = 0; i < 3; ++i) {
+      cancellable root(receives());
+      co_await turns();
+      root.cancel();
+      co_await end_of(root);
+    }
+    CHECK(calls.received == 1);
+    put(p.theirs, "hello");
+    co_await receives();
+    CHECK(calls.received == 2);
+    cancellable root(receives());  // the read was short, so there is nothing left
+    co_await turns();
+    CHECK(calls.received == 2);
+    put(p.theirs, "hello");
+    co_await end_of(root);
+    CHECK(calls.received == 3);
+  });
 }
 
 TEST_CASE(
