@@ -157,6 +157,7 @@ inline coax::task<> turns(int n = 3) {
 /// A wait that another task, or a posted node, ends.
 class gate final : public coax::waiter {
  public:
+  coax::waiting_for describe() const noexcept override { return {"a test"}; }
   void open() noexcept {
     if (is_waiting()) complete();
     opened_ = true;

@@ -92,6 +92,7 @@ class actor final : public coax::root {
 
   class [[nodiscard]] next_order final : public coax::waiter {
    public:
+    coax::waiting_for describe() const noexcept override { return {"a test"}; }
     explicit next_order(actor& a) noexcept : actor_(a) {}
     order await_resume() const noexcept { return given_; }
 

@@ -178,6 +178,7 @@ struct script {
 /// A wait whose end the test decides. Gives an int.
 class scripted_wait final : public coax::waiter {
  public:
+  coax::waiting_for describe() const noexcept override { return {"a test"}; }
   explicit scripted_wait(script& s) noexcept : script_(s) {}
 
   int await_resume() noexcept {

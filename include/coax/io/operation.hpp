@@ -44,6 +44,10 @@ class operation : public waiter {
   short waits_for() const noexcept { return waits_for_; }
   watching watched_as() const noexcept { return watching_; }
 
+  /// The name of the call, for a dump.
+  virtual const char* name() const noexcept = 0;
+  waiting_for describe() const noexcept final { return {name(), fd_}; }
+
   /// Completion form: fills the submission. What it points to stays as it is until the operation
   /// ends.
   virtual void prepare(io_uring_sqe& sqe) noexcept = 0;

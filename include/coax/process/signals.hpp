@@ -184,6 +184,7 @@ class signal_awaiter final : public waiter {
   ~signal_awaiter() = default;
 
   int await_resume() const noexcept { return signal_; }
+  waiting_for describe() const noexcept override { return {"a signal"}; }
 
  private:
   friend class signal_hub;

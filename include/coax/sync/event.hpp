@@ -37,6 +37,7 @@ class event {
    public:
     explicit wait_awaiter(event& e) noexcept : event_(e) {}
     void await_resume() const noexcept {}
+    waiting_for describe() const noexcept override { return {"an event"}; }
 
    private:
     friend class event;

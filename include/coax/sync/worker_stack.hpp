@@ -104,6 +104,7 @@ class worker_stack {
    public:
     explicit park_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
 
+    waiting_for describe() const noexcept override { return {"work, parked on a worker_stack"}; }
     std::optional<T> await_resume() { return std::move(item_); }
 
    private:
@@ -135,6 +136,7 @@ class worker_stack {
       if (granted_) stack_.return_permit();  // granted, and nobody came to take it
     }
 
+    waiting_for describe() const noexcept override { return {"an idle worker"}; }
     std::optional<reservation> await_resume() noexcept {
       if (!std::exchange(granted_, false)) return std::nullopt;
       return reservation(stack_);

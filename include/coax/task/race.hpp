@@ -17,6 +17,8 @@ class race_awaiter final : public detail::composite {
   explicit race_awaiter(std::in_place_t, A&&... awaitables)
       : branches_(detail::as_regular_task(std::forward<A>(awaitables))...) {}
 
+  waiting_for describe() const noexcept override { return {"a race"}; }
+
   std::tuple<std::optional<T>...> await_resume() {
     rethrow_failure();
     return std::apply([](auto&... b) { return std::tuple<std::optional<T>...>(b.take()...); },

@@ -73,6 +73,12 @@ class promise_base {
   bool inline_ = false;  // its starter is still on the stack and will see that it is done
 };
 
+/// What a coroutine waits for, in words a person reads in a dump: {"a mutex"}, {"recv", 7}.
+struct waiting_for {
+  const char* what;
+  int fd = -1;  ///< the descriptor, where it is one
+};
+
 template <class P>
 concept task_promise = std::is_base_of_v<promise_base, P>;
 
@@ -107,6 +113,9 @@ class waiter : public ready_node {
   /// True once the wait was given up because somebody asked.
   bool was_stopped() const noexcept { return state_ == state::stopped; }
   bool is_waiting() const noexcept { return state_ == state::waiting; }
+
+  /// What it waits for. Allocates nothing.
+  virtual waiting_for describe() const noexcept = 0;
 
  protected:
   /// A wait that starts even while its root is being cancelled: the roots it waits for inherit

@@ -68,6 +68,7 @@ class scope_end final : public composite {
  public:
   scope_end(scope& s, task<> body) noexcept : scope_(s), body_(std::move(body)) {}
   void await_resume() const { rethrow_failure(); }
+  waiting_for describe() const noexcept override { return {"a scope to end"}; }
 
  private:
   friend class coax::scope;
@@ -88,6 +89,7 @@ class [[nodiscard]] join_awaiter final : public waiter, private timer {
   ~join_awaiter() = default;
 
   bool await_resume() const noexcept { return in_time_; }
+  waiting_for describe() const noexcept override { return {"the children of a scope"}; }
 
  private:
   friend class coax::scope;

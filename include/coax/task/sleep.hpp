@@ -18,6 +18,7 @@ class [[nodiscard]] sleep_awaiter final : public waiter, private timer {
   ~sleep_awaiter() = default;
 
   void await_resume() const noexcept {}
+  waiting_for describe() const noexcept override { return {"a timer"}; }
 
  private:
   bool start() noexcept override {
@@ -48,6 +49,7 @@ inline sleep_awaiter sleep_for(timeout d) noexcept { return sleep_awaiter(d.afte
 class [[nodiscard]] yield_awaiter final : public waiter {
  public:
   void await_resume() const noexcept {}
+  waiting_for describe() const noexcept override { return {"its turn"}; }
 
  private:
   bool start() noexcept override {

@@ -101,6 +101,8 @@ class within_task final : public detail::composite {
         branch_(std::move(other.branch_)),
         timer_(*this, other.timer_.limit()) {}
 
+  waiting_for describe() const noexcept override { return {"a task with a deadline"}; }
+
   result_type await_resume() {
     timer_.drop();
     rethrow_failure();

@@ -23,6 +23,7 @@ class accept final : public basic_operation<accept, unique_fd> {
   explicit accept(int fd, watching how = watching::borrowed) noexcept : basic_operation(fd, how) {}
   accept(accept&&) = default;
 
+  const char* name() const noexcept override { return "accept"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
     io_uring_prep_accept(&sqe, fd(), nullptr, nullptr, SOCK_CLOEXEC);

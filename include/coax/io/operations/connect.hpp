@@ -21,6 +21,7 @@ class connect final : public basic_operation<connect, void> {
   connect(int fd, const sockaddr* to, socklen_t size) noexcept
       : basic_operation(fd, watching::borrowed), to_(to), size_(size) {}
 
+  const char* name() const noexcept override { return "connect"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
     io_uring_prep_connect(&sqe, fd(), to_, size_);

@@ -21,6 +21,7 @@ class poll final : public basic_operation<poll, short> {
   poll(int fd, short events) noexcept : basic_operation(fd, events, watching::borrowed) {}
   poll(poll&&) = default;
 
+  const char* name() const noexcept override { return "poll"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
     // io_uring also wakes for a half-close that nobody asked for, again and again, and never for

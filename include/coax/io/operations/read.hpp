@@ -28,6 +28,7 @@ class read final : public basic_operation<read, std::size_t> {
 
   bool await_ready() const noexcept { return into_.empty(); }
 
+  const char* name() const noexcept override { return "read"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
     io_uring_prep_read(&sqe, fd(), into_.data(), static_cast<unsigned>(into_.size()),

@@ -29,6 +29,7 @@ class recv final : public basic_operation<recv, std::size_t> {
 
   bool await_ready() const noexcept { return into_.empty(); }
 
+  const char* name() const noexcept override { return "recv"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
     io_uring_prep_recv(&sqe, fd(), rest().data(), rest().size(), 0);

@@ -29,6 +29,7 @@ class send final : public basic_operation<send, std::size_t> {
 
   bool await_ready() const noexcept { return from_.empty(); }
 
+  const char* name() const noexcept override { return "send"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
     io_uring_prep_send(&sqe, fd(), rest().data(), rest().size(), MSG_NOSIGNAL);

@@ -27,6 +27,7 @@ class write final : public basic_operation<write, std::size_t> {
 
   bool await_ready() const noexcept { return from_.empty(); }
 
+  const char* name() const noexcept override { return "write"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
     io_uring_prep_write(&sqe, fd(), rest().data(), static_cast<unsigned>(rest().size()),
