@@ -15,9 +15,14 @@
 #include <coax/sync/event.hpp>
 #include <coax/sync/worker_stack.hpp>
 #include <coax/task/clock.hpp>
+#include <coax/task/dump.hpp>
+#include <coax/task/finally.hpp>
 #include <coax/task/race.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/scope.hpp>
+#include <coax/task/shield.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
+#include <coax/task/task_local.hpp>
+#include <coax/task/when_all.hpp>
 #include <coax/task/within.hpp>

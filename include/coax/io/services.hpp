@@ -14,7 +14,7 @@ namespace coax::inline COAX_ABI::detail {
 /// they are cancelled when the run ends.
 class services {
  public:
-  void spawn(task<> t) { running_.emplace_back(std::move(t)); }
+  void spawn(task<> t) { running_.emplace_back(std::move(t), roots_); }
 
   void cancel() noexcept {
     for (service& s : running_) s.cancel();
@@ -28,10 +28,10 @@ class services {
  private:
   class service final : public root {
    public:
-    explicit service(task<> t) noexcept {
+    service(task<> t, root_list& list) noexcept {
       const auto frame = std::move(t).release();
       frame_ = frame;
-      adopt(frame);
+      adopt(frame, list);
       start_later();
     }
     ~service() {
@@ -48,6 +48,7 @@ class services {
     bool ended_ = false;
   };
 
+  root_list roots_;  // apart from those of the loop: a dump shows the user's tasks
   std::list<service> running_;
 };
 

@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <utility>
 #include <variant>
+#include <vector>
 
 namespace coax::inline COAX_ABI::detail {
 
@@ -38,6 +39,9 @@ class composite : public waiter {
   }
   void branch_begun() noexcept { ++live_; }
 
+  const root_list* branches() const noexcept final { return &list_; }
+  root_list& list() noexcept { return list_; }
+
   /// True when the root that awaits this is being cancelled, which nested roots inherit.
   bool outer_stopping() const noexcept { return root() != nullptr && root()->stopping(); }
 
@@ -48,7 +52,9 @@ class composite : public waiter {
 
   /// Starts all branches, each after `branch_begun`.
   virtual void begin() noexcept = 0;
-  virtual void cancel_branches() noexcept = 0;
+  virtual void cancel_branches() noexcept {
+    for (coax::root* each = list_.first(); each != nullptr; each = each->next()) each->cancel();
+  }
   virtual void one_ended() noexcept {}
 
   std::size_t live() const noexcept { return live_; }
@@ -66,7 +72,15 @@ class composite : public waiter {
     stopped();
     return false;
   }
-  void stop() noexcept final { cancel_branches(); }
+  /// Those nested in it are stopped after it, not inside of this call: however deep they are nested,
+  /// the stack is not.
+  void stop() noexcept final {
+    ready_queue& line = loop::current().stopping();
+    const bool outermost = line.empty();
+    line.push(*this);
+    if (!outermost) return;
+    for (; !line.empty(); line.pop()) static_cast<composite*>(line.front())->cancel_branches();
+  }
 
   bool unwinds() const noexcept { return !failure_ && any_unwound_ && outer_stopping(); }
   void settle() noexcept {
@@ -76,6 +90,7 @@ class composite : public waiter {
       complete();
   }
 
+  root_list list_{*this};
   std::size_t live_ = 0;
   std::exception_ptr failure_;
   bool any_unwound_ = false;
@@ -86,20 +101,25 @@ class composite : public waiter {
 template <class T>
 class branch final : public root {
  public:
+  branch() noexcept : task_(task<T>::none()) {}  // for begin_later
   explicit branch(task<T> t) noexcept : task_(std::move(t)) {}
   branch(branch&& other) noexcept : branch(std::move(other.task_)) {}  // before it has begun
   ~branch() {
     if (frame_) frame_.destroy();
   }
 
+  /// Runs the task up to its first wait; where the awaiting root is being cancelled, so is this.
   void begin(composite& owner) noexcept {
-    owner_ = &owner;
-    frame_ = std::move(task_).release();
-    if (!frame_) fatal("a task was awaited twice, or after it had been moved from");
-    adopt(frame_);
-    owner.branch_begun();
+    take_up(owner);
     if (owner.outer_stopping()) cancel();
     if (start_now()) ended(outcome::finished);
+  }
+
+  /// Has `t` run from the next turn on, whether or not the awaiting root is being cancelled.
+  void begin_later(composite& owner, task<T> t) noexcept {
+    task_ = std::move(t);
+    take_up(owner);
+    start_later();
   }
 
   bool finished() const noexcept { return finished_; }
@@ -109,8 +129,18 @@ class branch final : public root {
     if (!finished_) return std::nullopt;
     return frame_.promise().take();
   }
+  /// The result of a task that has returned one for sure.
+  T take_finished() { return frame_.promise().take(); }
 
  private:
+  void take_up(composite& owner) noexcept {
+    owner_ = &owner;
+    frame_ = std::move(task_).release();
+    if (!frame_) fatal("a task was awaited twice, or after it had been moved from");
+    adopt(frame_, owner.list());
+    owner.branch_begun();
+  }
+
   void ended(outcome how) noexcept override {
     std::exception_ptr failure;
     if (how == outcome::unwound) {
@@ -142,6 +172,15 @@ task<regular_t<await_result_t<A>>> as_regular_task(A awaitable) {
     }(std::move(awaitable));
   else
     return as_task(std::move(awaitable));
+}
+
+/// A branch for each of `awaitables`.
+template <class T, class A>
+std::vector<branch<T>> branches_of(std::vector<A> awaitables) {
+  std::vector<branch<T>> made;
+  made.reserve(awaitables.size());
+  for (A& each : awaitables) made.emplace_back(as_regular_task(std::move(each)));
+  return made;
 }
 
 }  // namespace coax::inline COAX_ABI::detail

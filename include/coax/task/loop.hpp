@@ -7,11 +7,15 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
+#include <ratio>
 #include <utility>
 
 namespace coax::inline COAX_ABI {
 
 class loop;
+class root;
+class waiter;
 
 /// Something that waits in a loop's ready queue for its turn to run.
 class ready_node {
@@ -42,6 +46,8 @@ class ready_queue {
     ++size_;
   }
 
+  ready_node* front() const noexcept { return first_; }
+
   ready_node* pop() noexcept {
     ready_node* node = first_;
     if (node != nullptr) {
@@ -67,6 +73,31 @@ class ready_queue {
  private:
   ready_node* first_ = nullptr;
   ready_node* last_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// Roots that belong together, in the order they began: all that a loop runs, or those that one
+/// wait is for. What a dump walks.
+class root_list {
+ public:
+  root_list() = default;
+  explicit root_list(const waiter& of) noexcept : of_(&of) {}
+  root_list(const root_list&) = delete;
+  root_list& operator=(const root_list&) = delete;
+
+  root* first() const noexcept { return first_; }
+  bool empty() const noexcept { return first_ == nullptr; }
+  std::size_t size() const noexcept { return size_; }
+
+  /// The wait that these are the branches of; null for those of a loop.
+  const waiter* of() const noexcept { return of_; }
+
+ private:
+  friend class root;
+
+  const waiter* of_ = nullptr;
+  root* first_ = nullptr;
+  root* last_ = nullptr;
   std::size_t size_ = 0;
 };
 
@@ -102,7 +133,35 @@ class loop {
   }
 
   timers& deadlines() noexcept { return timers_; }
+  const timers& deadlines() const noexcept { return timers_; }
   virtual clock::time_point now() const noexcept = 0;
+
+  /// The roots that were started here and are not a branch of another.
+  root_list& roots() noexcept { return roots_; }
+  const root_list& roots() const noexcept { return roots_; }
+
+  /// The root whose code runs now; null between two of them.
+  coax::root* running_root() const noexcept { return running_root_; }
+  void set_running_root(coax::root* r) noexcept { running_root_ = r; }
+
+  /// When this turn began, in tenths of a second: what a wait remembers of its beginning. Four bytes
+  /// of them last for 13 years.
+  std::uint32_t turn_began() const noexcept { return turn_began_; }
+  static std::uint32_t tenths(clock::time_point t) noexcept {
+    using unit = std::chrono::duration<std::int64_t, std::deci>;
+    return static_cast<std::uint32_t>(
+        std::chrono::duration_cast<unit>(t.time_since_epoch()).count());
+  }
+
+  /// Waits for several roots that are being stopped, see detail::composite.
+  ready_queue& stopping() noexcept { return stopping_; }
+
+  /// What the loop has done so far.
+  struct counters {
+    std::uint64_t turns = 0;           ///< runs of the queue of what is ready
+    std::size_t ready_high_water = 0;  ///< the longest that queue has been
+  };
+  const counters& counted() const noexcept { return counted_; }
 
   /// Children are started inside their parent's await only to a bounded depth of the stack.
   bool may_start_inline() const noexcept { return depth_ < inline_depth_max; }
@@ -136,11 +195,15 @@ class loop {
   /// Runs what is ready now, at most a budget of it; what becomes ready meanwhile waits its turn.
   void run_ready() noexcept {
     const bool outer = std::exchange(dispatching_, true);
+    turn_began_ = tenths(now());
+    ++counted_.turns;
+    if (ready_.size() > counted_.ready_high_water) counted_.ready_high_water = ready_.size();
     for (std::size_t left = ready_.size() < turn_budget ? ready_.size() : turn_budget; left > 0;
          --left) {
       for (ready_node* node = ready_.pop(); node != nullptr; node = std::exchange(next_, nullptr)) {
         inline_left_ = inline_completions_max;
         node->run();
+        running_root_ = nullptr;
       }
     }
     dispatching_ = outer;
@@ -171,7 +234,12 @@ class loop {
   static inline constinit thread_local loop* running_ = nullptr;
 
   ready_queue ready_;
+  ready_queue stopping_;
   ready_node* next_ = nullptr;
+  coax::root* running_root_ = nullptr;
+  root_list roots_;
+  counters counted_;
+  std::uint32_t turn_began_ = 0;
   bool dispatching_ = false;
   int depth_ = 0;
   int inline_left_ = inline_completions_max;

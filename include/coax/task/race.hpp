@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 namespace coax::inline COAX_ABI {
 
@@ -33,11 +34,40 @@ class race_awaiter final : public detail::composite {
     over_ = true;
     cancel_branches();
   }
-  void cancel_branches() noexcept override {
-    std::apply([](auto&... b) { (b.cancel(), ...); }, branches_);
-  }
 
   std::tuple<detail::branch<T>...> branches_;
+  bool over_ = false;
+};
+
+/// The await of `race` of a vector.
+template <class T>
+class race_of_awaiter final : public detail::composite {
+ public:
+  template <class A>
+  explicit race_of_awaiter(std::vector<A> awaitables)
+      : branches_(detail::branches_of<T>(std::move(awaitables))) {}
+
+  waiting_for describe() const noexcept override { return {"a race"}; }
+
+  std::vector<std::optional<T>> await_resume() {
+    rethrow_failure();
+    std::vector<std::optional<T>> results;
+    results.reserve(branches_.size());
+    for (auto& b : branches_) results.push_back(b.take());
+    return results;
+  }
+
+ private:
+  void begin() noexcept override {
+    for (auto& b : branches_)
+      if (!over_) b.begin(*this);
+  }
+  void one_ended() noexcept override {
+    over_ = true;
+    cancel_branches();
+  }
+
+  std::vector<detail::branch<T>> branches_;
   bool over_ = false;
 };
 
@@ -56,6 +86,14 @@ race_awaiter<detail::regular_t<await_result_t<A>>...> race(A&&... awaitables) {
                 "move the awaitable into race, or call what makes it there");
   return race_awaiter<detail::regular_t<await_result_t<A>>...>(std::in_place,
                                                                std::forward<A>(awaitables)...);
+}
+
+/// The same for any number of awaitables of one type; of none it returns at once.
+///
+/// Result    a vector with an optional for each, in the same order.
+template <class A>
+race_of_awaiter<detail::regular_t<await_result_t<A>>> race(std::vector<A> awaitables) {
+  return race_of_awaiter<detail::regular_t<await_result_t<A>>>(std::move(awaitables));
 }
 
 }  // namespace coax::inline COAX_ABI

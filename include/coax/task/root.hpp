@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/task/fatal.hpp>
+#include <coax/task/locals.hpp>
 #include <coax/task/loop.hpp>
 
 #include <coroutine>
@@ -51,6 +52,11 @@ class promise_base {
   std::source_location where() const noexcept { return where_; }
 
   coax::root* root() const noexcept { return root_; }
+
+  /// The task that awaits this one; null for the first of a root.
+  const promise_base* awaited_by() const noexcept {
+    return link_ == nullptr ? nullptr : link_->parent;
+  }
 
  protected:
   ~promise_base() = default;
@@ -117,6 +123,14 @@ class waiter : public ready_node {
   /// What it waits for. Allocates nothing.
   virtual waiting_for describe() const noexcept = 0;
 
+  /// The roots it waits for, when it waits for roots.
+  virtual const root_list* branches() const noexcept { return nullptr; }
+
+  /// The turn in which it began to wait, in tenths of a second: see loop::turn_began.
+  std::uint32_t since() const noexcept { return since_; }
+
+  coax::root* root() const noexcept { return root_; }
+
  protected:
   /// A wait that starts even while its root is being cancelled: the roots it waits for inherit
   /// that, and end by themselves.
@@ -136,8 +150,6 @@ class waiter : public ready_node {
   void complete() noexcept { end(state::completed); }
   void stopped() noexcept { end(state::stopped); }
 
-  coax::root* root() const noexcept { return root_; }
-
  private:
   enum class state : std::uint8_t { idle, waiting, completed, stopped };
 
@@ -149,6 +161,7 @@ class waiter : public ready_node {
   }
   void run() noexcept final {
     queued_ = false;
+    loop::current().set_running_root(root_);
     coroutine_.resume();
   }
 
@@ -157,6 +170,7 @@ class waiter : public ready_node {
   state state_ = state::idle;
   bool starts_always_ = false;
   bool queued_ = false;
+  std::uint32_t since_ = 0;
 };
 
 /// A chain of tasks, from the one that was spawned (or is a branch of a race) to the one that
@@ -175,13 +189,32 @@ class root : public ready_node {
   bool cancelled() const noexcept { return cancelled_; }
 
   /// True when the next wait of the chain unwinds instead.
-  bool stopping() const noexcept { return cancelled_; }
+  bool stopping() const noexcept { return cancelled_ && shields_ == 0; }
+
+  /// Between the two a request to cancel waits. They nest.
+  void shield() noexcept { ++shields_; }
+  void unshield() noexcept { --shields_; }
+
+  // --- for a dump ---
+
+  enum class phase : std::uint8_t { unstarted, waiting, resuming, unwinding, finished };
+
+  phase current_phase() const noexcept { return phase_; }
+  /// The innermost task of the chain, while it is suspended.
+  const promise_base* innermost() const noexcept { return leaf_; }
+  /// What the chain waits for; null when it is ready, or runs.
+  const waiter* waits_for() const noexcept { return waiter_; }
+  const root_list* list() const noexcept { return list_; }
+  root* next() const noexcept { return after_; }
+
+  /// What its task_local variables are; see task_local.
+  detail::locals_reference& locals() noexcept { return locals_; }
 
  protected:
   root() = default;
   root(const root&) = delete;
   root& operator=(const root&) = delete;
-  ~root() = default;
+  ~root() { leave(); }
 
   enum class outcome : std::uint8_t { finished, unwound };
 
@@ -189,12 +222,18 @@ class root : public ready_node {
   /// frame is gone.
   virtual void ended(outcome how) noexcept = 0;
 
-  /// Takes up the chain that begins with `first`.
+  /// Takes up the chain that begins with `first`, as one of `list`.
   template <class P>
-  void adopt(std::coroutine_handle<P> first) noexcept {
+  void adopt(std::coroutine_handle<P> first, root_list& list) noexcept {
     first_ = first;
     leaf_ = &first.promise();
     leaf_->root_ = this;
+    join(list);
+    if (const root* const by = loop::current().running_root()) locals_ = by->locals_;
+  }
+  template <class P>
+  void adopt(std::coroutine_handle<P> first) noexcept {
+    adopt(first, loop::current().roots());
   }
 
   /// Starts at the next turn; cancelled before, it is destroyed without having run.
@@ -213,10 +252,15 @@ class root : public ready_node {
     phase_ = phase::waiting;
     promise_base& promise = *leaf_;
     const loop::inline_start counted(here);
+    root* const starter = here.running_root();
+    here.set_running_root(this);
     promise.inline_ = true;
     first_.resume();
     promise.inline_ = false;
-    return first_.done();
+    here.set_running_root(starter);
+    if (!first_.done()) return false;
+    leave();
+    return true;
   }
 
  private:
@@ -225,10 +269,24 @@ class root : public ready_node {
   template <class T>
   friend class task_awaiter;
 
-  enum class phase : std::uint8_t { unstarted, waiting, resuming, unwinding, finished };
-
   void run() noexcept final;
   void unwind() noexcept;
+
+  void join(root_list& list) noexcept {
+    list_ = &list;
+    before_ = list.last_;
+    (before_ == nullptr ? list.first_ : before_->after_) = this;
+    list.last_ = this;
+    ++list.size_;
+  }
+  /// It has ended, or is destroyed before it has.
+  void leave() noexcept {
+    if (list_ == nullptr) return;
+    (before_ == nullptr ? list_->first_ : before_->after_) = after_;
+    (after_ == nullptr ? list_->last_ : after_->before_) = before_;
+    --list_->size_;
+    list_ = nullptr;
+  }
 
   std::coroutine_handle<> leaf_handle() const noexcept {
     return leaf_->link_ != nullptr ? leaf_->link_->child : first_;
@@ -245,8 +303,13 @@ class root : public ready_node {
   std::coroutine_handle<> first_;
   promise_base* leaf_ = nullptr;  // the innermost task while the chain is suspended
   waiter* waiter_ = nullptr;      // what it waits for
+  root_list* list_ = nullptr;
+  root* before_ = nullptr;
+  root* after_ = nullptr;
+  detail::locals_reference locals_;
   phase phase_ = phase::unstarted;
   bool cancelled_ = false;
+  std::uint16_t shields_ = 0;
 };
 
 inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promise) noexcept {
@@ -264,6 +327,7 @@ inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promis
       root_->waiter_ = this;
     }
     state_ = state::waiting;
+    since_ = loop::current().turn_began();
     if (!start()) return true;
     if (root_ != nullptr) root_->waiter_ = nullptr;
   }
@@ -305,10 +369,12 @@ inline void root::run() noexcept {
       [[fallthrough]];
     case phase::resuming:
       phase_ = phase::waiting;
+      loop::current().set_running_root(this);
       return leaf_handle().resume();
     case phase::unwinding:
       return unwind();
     case phase::finished:
+      leave();
       return ended(outcome::finished);
     case phase::waiting:
       detail::fatal("a chain of tasks was in the ready queue while it waited");
@@ -318,6 +384,7 @@ inline void root::run() noexcept {
 /// Destroys the chain from the leaf outward, one frame after the other: nested destructors would
 /// recurse, and a deep chain would overflow the stack.
 inline void root::unwind() noexcept {
+  loop::current().set_running_root(this);
   for (promise_base* at = leaf_; at != nullptr;) {
     detail::task_link* link = at->link_;
     const std::coroutine_handle<> frame = leaf_handle();
@@ -331,6 +398,8 @@ inline void root::unwind() noexcept {
   }
   first_ = nullptr;
   leaf_ = nullptr;
+  loop::current().set_running_root(nullptr);
+  leave();
   ended(outcome::unwound);
 }
 

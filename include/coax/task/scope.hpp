@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/task/clock.hpp>
+#include <coax/task/closure.hpp>
 #include <coax/task/composite.hpp>
 #include <coax/task/frames.hpp>
 #include <coax/task/task.hpp>
@@ -20,7 +21,10 @@ class scope;
 
 namespace detail {
 
-/// A child of a scope: a root in the scope's list.
+template <class F>
+task<> scoped(F body);
+
+/// A child of a scope: a root in the list of the scope's end.
 class scope_child : public root, public framed {
  public:
   virtual ~scope_child() {
@@ -37,8 +41,6 @@ class scope_child : public root, public framed {
   void ended(outcome how) noexcept override;
 
   scope* owner_ = nullptr;
-  scope_child* previous_ = nullptr;
-  scope_child* next_ = nullptr;
   std::coroutine_handle<task<>::promise_type> frame_;
 };
 
@@ -74,6 +76,8 @@ class scope_end final : public composite {
   friend class coax::scope;
   void begin() noexcept override;
   void cancel_branches() noexcept override;
+  void cancel_all() noexcept { composite::cancel_branches(); }
+  void cancel_all_but_the_body() noexcept;
 
   scope& scope_;
   branch<void> body_;
@@ -146,8 +150,8 @@ class scope {
   /// Cancels the body and all children. They unwind at their next wait; `with_scope` then returns
   /// as usual.
   void cancel() noexcept {
-    if (end_ != nullptr) end_->body_.cancel();
-    cancel_children();
+    closed_ = true;
+    if (end_ != nullptr) end_->cancel_all();
   }
 
   /// Waits until all children have ended; after `limit`, cancels those that are left and waits for
@@ -164,35 +168,23 @@ class scope {
   friend class detail::scope_end;
   friend class detail::join_awaiter;
   template <class F>
-  friend task<> scoped(F body);
+  friend task<> detail::scoped(F body);
 
   scope() = default;
   ~scope() = default;
 
-  void add(detail::scope_child& c) noexcept {
-    c.next_ = first_;
-    if (first_ != nullptr) first_->previous_ = &c;
-    first_ = &c;
-    ++size_;
-    end_->branch_begun();
-  }
-  void remove(detail::scope_child& c) noexcept {
-    (c.previous_ == nullptr ? first_ : c.previous_->next_) = c.next_;
-    if (c.next_ != nullptr) c.next_->previous_ = c.previous_;
-    --size_;
-  }
   void cancel_children() noexcept {
     closed_ = true;
-    for (detail::scope_child* c = first_; c != nullptr; c = c->next_) c->cancel();
+    end_->cancel_all_but_the_body();
   }
   void child_ended(std::exception_ptr failure, bool unwound) noexcept {
+    --size_;
     if (size_ == 0 && join_ != nullptr) std::exchange(join_, nullptr)->all_ended();
     end_->branch_ended(std::move(failure), unwound);
   }
 
   detail::scope_end* end_ = nullptr;
   detail::join_awaiter* join_ = nullptr;
-  detail::scope_child* first_ = nullptr;
   std::size_t size_ = 0;
   bool closed_ = false;
 };
@@ -203,8 +195,9 @@ inline void scope_child::begin(scope& owner, task<> t) noexcept {
   owner_ = &owner;
   frame_ = std::move(t).release();
   if (!frame_) fatal("spawn was given a task that had been moved from");
-  adopt(frame_);
-  owner.add(*this);
+  adopt(frame_, owner.end_->list());
+  ++owner.size_;
+  owner.end_->branch_begun();
   start_later();
 }
 
@@ -216,7 +209,6 @@ inline void scope_child::ended(outcome how) noexcept {
   }
   frame_ = nullptr;
   scope& owner = *owner_;
-  owner.remove(*this);
   delete this;  // before the scope is told: it may end now, and what the arguments refer to with it
   owner.child_ended(std::move(failure), how == outcome::unwound);
 }
@@ -228,6 +220,11 @@ inline void scope_end::begin() noexcept {
 }
 
 inline void scope_end::cancel_branches() noexcept { scope_.cancel(); }
+
+inline void scope_end::cancel_all_but_the_body() noexcept {
+  for (coax::root* each = list().first(); each != nullptr; each = each->next())
+    if (each != &body_) each->cancel();
+}
 
 inline bool join_awaiter::start() noexcept {
   if (scope_.size_ == 0) return true;
@@ -253,8 +250,6 @@ inline void join_awaiter::all_ended() noexcept {
   complete();
 }
 
-}  // namespace detail
-
 template <class F>
 task<> scope_body(F& body, scope& s) {
   co_await body(s);
@@ -264,8 +259,10 @@ task<> scope_body(F& body, scope& s) {
 template <class F>
 task<> scoped(F body) {
   scope s;
-  co_await detail::scope_end(s, scope_body(body, s));
+  co_await scope_end(s, scope_body(body, s));
 }
+
+}  // namespace detail
 
 /// Runs `body(scope&)`, which gives a task<>, and waits for it and for everything it spawned.
 ///
@@ -274,14 +271,10 @@ task<> scoped(F body) {
 ///           trivially destructible (capture by reference): that compiler destroys others twice.
 template <class F>
 task<> with_scope(F&& body) {
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
-  static_assert(
-      std::is_lvalue_reference_v<F> || std::is_trivially_destructible_v<std::remove_cvref_t<F>>,
-      "g++ 12 destroys such a closure twice: capture by [&], or name the closure before the co_await");
-#endif
+  detail::require_safe_closure<F>();
   static_assert(std::is_same_v<std::invoke_result_t<std::decay_t<F>&, scope&>, task<>>,
                 "the body of a scope takes a coax::scope& and gives a coax::task<>");
-  return scoped<std::decay_t<F>>(std::forward<F>(body));
+  return detail::scoped<std::decay_t<F>>(std::forward<F>(body));
 }
 
 }  // namespace coax::inline COAX_ABI

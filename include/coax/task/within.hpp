@@ -118,7 +118,6 @@ class within_task final : public detail::composite {
     branch_.begin(*this);
     if (live() != 0) timer_.set();
   }
-  void cancel_branches() noexcept override { branch_.cancel(); }
 
   detail::branch<detail::regular_t<T>> branch_;
   detail::stop_after<composite> timer_;

@@ -1,0 +1,129 @@
+#include <coax/task/when_all.hpp>
+
+#include <coax/task/race.hpp>
+#include <coax/task/sleep.hpp>
+#include <coax/task/within.hpp>
+
+#include "probes.hpp"
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <variant>
+#include <vector>
+
+using namespace std::chrono_literals;
+using coax::task;
+
+static_assert(
+    std::is_same_v<
+        coax::await_result_t<decltype(coax::when_all(coax::yield(), std::declval<task<int>>()))>,
+        std::tuple<std::monostate, int>>);
+
+namespace {
+
+task<std::unique_ptr<int>> owned_after(coax::timeout delay, int value) {
+  co_await coax::sleep_for(delay);
+  co_return std::make_unique<int>(value);
+}
+
+}  // namespace
+
+TEST_CASE("when_all gives the result of each, after the last has ended", "[when_all]") {
+  test_loop loop;
+  loop.run([]() -> task<> {
+    const auto all = co_await coax::when_all(after(3s, 3), owned_after(1s, 1), coax::sleep_for(2s));
+    CHECK(std::get<0>(all) == 3);
+    CHECK(*std::get<1>(all) == 1);
+  });
+  CHECK(loop.elapsed() == 3s);
+}
+
+TEST_CASE("when_all of a vector gives the results in the order of the vector", "[when_all]") {
+  test_loop loop;
+  loop.run([]() -> task<> {
+    std::vector<task<int>> tasks;
+    for (int i = 0; i < 100; ++i) tasks.push_back(after((100 - i) * 1ms, i));
+    const auto all = co_await coax::when_all(std::move(tasks));
+    REQUIRE(all.size() == 100);
+    for (int i = 0; i < 100; ++i) CHECK(all[static_cast<std::size_t>(i)] == i);
+  });
+  CHECK(loop.elapsed() == 100ms);
+}
+
+TEST_CASE("when_all of no tasks, and of tasks without a result", "[when_all]") {
+  test_loop loop;
+  std::string log;
+  loop.run([&]() -> task<> {
+    const auto none = co_await coax::when_all(std::vector<task<int>>());
+    CHECK(none.empty());
+    std::vector<task<>> tasks;
+    tasks.push_back(sleeps(log, 'b', 2s));
+    tasks.push_back(sleeps(log, 'a', 1s));
+    co_await coax::when_all(std::move(tasks));
+    CHECK(log == "ab");
+  });
+}
+
+TEST_CASE("an exception in when_all cancels the others and is rethrown after they have ended",
+          "[when_all]") {
+  test_loop loop;
+  std::string log;
+  std::string caught;
+  loop.run([&]() -> task<> {
+    try {
+      co_await coax::when_all(sleeps(log, 'x', 1h), throws_after(1s, "first"),
+                              throws_after(2s, "never"));
+    } catch (const std::runtime_error& e) {
+      caught = e.what();
+      CHECK(log == "x");
+    }
+  });
+  CHECK(caught == "first");
+  CHECK(loop.elapsed() == 1s);
+}
+
+TEST_CASE("cancelling what awaits when_all unwinds the branches, then the awaiting task",
+          "[when_all]") {
+  test_loop loop;
+  std::string log;
+  const auto body = [&]() -> task<> {
+    const named outer(log, 'o');
+    co_await coax::when_all(sleeps(log, 'a', 1h), sleeps(log, 'b', 1h));
+    log += '!';
+  };
+  watched<> w(*loop, body());
+  loop->settle();
+  w.cancel_from_outside();
+  w.run_to_end();
+  CHECK(w.unwound());
+  CHECK(log.size() == 3);
+  CHECK(log.back() == 'o');
+}
+
+TEST_CASE("when_all that runs out of time has no task left", "[when_all]") {
+  test_loop loop;
+  std::string log;
+  loop.run([&]() -> task<> {
+    auto all = co_await coax::within(1s, coax::when_all(after(2s, 1), sleeps(log, 'x', 1h)));
+    CHECK(all.error() == std::errc::timed_out);
+    CHECK(log == "x");
+  });
+}
+
+TEST_CASE("a race of a vector gives an optional for each", "[race]") {
+  test_loop loop;
+  loop.run([]() -> task<> {
+    std::vector<task<int>> tasks;
+    for (int i = 0; i < 5; ++i) tasks.push_back(after((i == 3 ? 1s : 2s), i));
+    const auto ends = co_await coax::race(std::move(tasks));
+    REQUIRE(ends.size() == 5);
+    for (std::size_t i = 0; i < 5; ++i) CHECK(ends[i].has_value() == (i == 3));
+    CHECK(ends[3] == 3);
+    const auto none = co_await coax::race(std::vector<task<int>>());
+    CHECK(none.empty());
+  });
+  CHECK(loop.elapsed() == 1s);
+}
