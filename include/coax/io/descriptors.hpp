@@ -2,8 +2,8 @@
 
 #include <coax/config.hpp>
 #include <coax/io/operation.hpp>
+#include <coax/io/syscalls.hpp>
 
-#include <fcntl.h>
 #include <poll.h>
 
 #include <cstddef>
@@ -48,16 +48,19 @@ struct descriptor {
 /// The descriptors of a reactor by number. Entries keep their address.
 class descriptor_table {
  public:
+  explicit descriptor_table(syscalls& calls) noexcept
+      : calls_(calls), first_(calls.first_descriptor()) {}
+
   /// The entry of `fd`. Null when `fd` is not open. Errors: std::bad_alloc.
   descriptor* find(int fd) {
-    if (fd < 0) return nullptr;
-    const auto index = static_cast<std::size_t>(fd);
+    if (fd < first_) return nullptr;
+    const auto index = static_cast<std::size_t>(fd - first_);
     if (index >= entries_.size()) {
-      if (::fcntl(fd, F_GETFD) < 0)
+      if (calls_.is_open(fd) < 0)
         return nullptr;  // also bounds the table by the limit on open files
       while (index >= entries_.size()) {
         entries_.emplace_back();
-        entries_.back().fd = static_cast<int>(entries_.size()) - 1;
+        entries_.back().fd = first_ + static_cast<int>(entries_.size()) - 1;
       }
     }
     return &entries_[index];
@@ -65,11 +68,14 @@ class descriptor_table {
 
   /// The entry of `fd` if there is one already.
   descriptor* known(int fd) noexcept {
-    const auto index = static_cast<std::size_t>(fd);
-    return fd >= 0 && index < entries_.size() ? &entries_[index] : nullptr;
+    if (fd < first_) return nullptr;
+    const auto index = static_cast<std::size_t>(fd - first_);
+    return index < entries_.size() ? &entries_[index] : nullptr;
   }
 
  private:
+  syscalls& calls_;
+  int first_;
   std::deque<descriptor> entries_;
 };
 

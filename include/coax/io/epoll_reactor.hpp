@@ -91,6 +91,7 @@ class epoll_reactor final : public readiness_reactor {
         limit.tv_nsec = static_cast<long>((left - whole).count());
       }
     }
+    system().count_one();
     if (has_pwait2_) {
       // The raw call: the C library has had epoll_pwait2 only since 2.35.
       const long count = ::syscall(SYS_epoll_pwait2, epoll_.get(), events_.data(), events_max,
@@ -131,6 +132,7 @@ class epoll_reactor final : public readiness_reactor {
     epoll_event event{};
     event.events = events;
     event.data.u64 = std::uint64_t{d.generation} << 32 | static_cast<std::uint32_t>(d.fd);
+    system().count_one();
     return ::epoll_ctl(epoll_.get(), what, d.fd, &event) < 0 ? -errno : 0;
   }
 

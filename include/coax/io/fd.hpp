@@ -6,14 +6,15 @@
 #include <coax/io/operations/read.hpp>
 #include <coax/io/operations/write.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/task/task.hpp>
 
 #include <poll.h>
-#include <sys/epoll.h>
 
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string_view>
 #include <system_error>
@@ -73,24 +74,25 @@ namespace coax::inline COAX_ABI {
 inline task<result<std::size_t>> poll(std::span<pollfd> fds) {
   // A private epoll(7) descriptor stands for all of them: it is readable when one of them is ready.
   unique_fd set;
+  syscalls& calls = reactor::current().system();
   while (true) {
-    const int ready = ::poll(fds.data(), fds.size(), 0);
-    if (ready < 0 && errno != EINTR) co_return std::error_code(errno, std::system_category());
+    const int ready = calls.poll(fds.data(), fds.size());
+    if (ready < 0 && ready != -EINTR) co_return std::error_code(-ready, std::system_category());
     if (ready > 0) co_return static_cast<std::size_t>(ready);
     if (!set) {
-      set.reset(::epoll_create1(EPOLL_CLOEXEC));
-      if (!set) co_return std::error_code(errno, std::system_category());
+      const int made = calls.epoll_create();
+      if (made < 0) co_return std::error_code(-made, std::system_category());
+      set.reset(made);
       for (const pollfd& wanted : fds) {
         if (wanted.fd < 0) continue;
-        epoll_event event{};
-        event.data.fd = wanted.fd;
+        std::uint32_t events = 0;
         // The same descriptor may stand in several entries: it is added once, for all of their
         // events.
         for (const pollfd& same : fds)
-          if (same.fd == wanted.fd) event.events |= static_cast<unsigned short>(same.events);
-        if (::epoll_ctl(set.get(), EPOLL_CTL_ADD, wanted.fd, &event) < 0 && errno != EEXIST &&
-            errno != EPERM)
-          co_return std::error_code(errno, std::system_category());
+          if (same.fd == wanted.fd) events |= static_cast<unsigned short>(same.events);
+        const int added = calls.epoll_add(set.get(), wanted.fd, events);
+        if (added < 0 && added != -EEXIST && added != -EPERM)
+          co_return std::error_code(-added, std::system_category());
       }
     }
     auto woken = co_await operations::poll(set.get(), POLLIN);

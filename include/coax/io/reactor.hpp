@@ -11,7 +11,6 @@
 #include <coax/task/loop.hpp>
 #include <coax/task/task.hpp>
 
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -39,7 +38,7 @@ class reactor : public loop {
   /// The reactor that runs on this thread; the program ends with a message where there is none.
   static reactor& current() noexcept { return static_cast<reactor&>(loop::current()); }
 
-  virtual ~reactor() = default;
+  virtual ~reactor() { calls_.close(wake_fd_.release()); }
 
   /// "io_uring" or "epoll".
   virtual std::string_view backend() const noexcept = 0;
@@ -102,6 +101,20 @@ class reactor : public loop {
     reactor& reactor_;
     running_here running_;
   };
+
+  // --- where there is no process, but a simulated host ---
+
+  /// True where time, network and randomness are simulated: what blocks a thread must run on this
+  /// one.
+  virtual bool is_simulated() const noexcept { return false; }
+  /// Waits for one of `wanted` (signal n is bit n - 1) where signals are not the process's.
+  virtual std::optional<task<int>> own_signals([[maybe_unused]] std::uint64_t wanted) {
+    return std::nullopt;
+  }
+  /// The IP address of `host`, where names are not the system's; empty for an unknown one.
+  virtual std::optional<std::string> own_address_of([[maybe_unused]] std::string_view host) const {
+    return std::nullopt;
+  }
 
   // --- for operations ---
 
@@ -169,11 +182,11 @@ class reactor : public loop {
     descriptor* d = descriptors_.known(fd);
     if (d == nullptr || d->idle()) {
       if (d != nullptr) d->renew(false, false);
-      ::close(fd);
+      calls_.close(fd);
       return;
     }
     d->closing = true;
-    if (reach == closing::everywhere) ::shutdown(fd, SHUT_RDWR);
+    if (reach == closing::everywhere) calls_.shutdown(fd, SHUT_RDWR);
     operation* const writer = d->writer;  // cancelling the last one renews the entry
     if (d->reader != nullptr) cancel(*d->reader);
     if (writer != nullptr && d->writer == writer) cancel(*writer);
@@ -181,11 +194,27 @@ class reactor : public loop {
 
  protected:
   explicit reactor(syscalls& calls = syscalls::kernel())
-      : loop(clock::time_point(std::chrono::steady_clock::now().time_since_epoch())),
-        calls_(calls),
-        wake_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-    if (!wake_fd_) detail::throw_system_error({errno, std::system_category()}, "coax: eventfd");
+      : reactor(calls, clock::time_point(std::chrono::steady_clock::now().time_since_epoch())) {}
+  /// For a clock of its own, which reads `start` now.
+  reactor(syscalls& calls, clock::time_point start)
+      : loop(start),
+        // A reactor on the kernel has calls of its own, which it counts.
+        calls_(&calls == &syscalls::kernel() ? own_calls_ : calls),
+        descriptors_(calls_) {
+    const int made = calls_.eventfd();
+    if (made < 0) detail::throw_system_error({-made, std::system_category()}, "coax: eventfd");
+    wake_fd_.reset(made);
   }
+
+  /// Makes the reactor, and its system calls, this thread's for as long as the guard lives.
+  class running_here {
+   public:
+    explicit running_here(reactor& r) noexcept : loop_(r), calls_(r.calls_) {}
+
+   private:
+    loop::running_here loop_;
+    syscalls::current_here calls_;
+  };
 
   // --- the seam: what a backend does ---
 
@@ -249,7 +278,7 @@ class reactor : public loop {
     if (d.closing) {
       const int fd = d.fd;
       d.renew(false, false);
-      ::close(fd);
+      calls_.close(fd);
     }
   }
 
@@ -276,12 +305,13 @@ class reactor : public loop {
       if (!woken) detail::fatal("a reactor cannot wait for its own wake-up");
       std::uint64_t count = 0;
       // Read before the queue is looked at: what is posted after that wakes it again.
-      static_cast<void>(!::read(wake_fd_.get(), &count, sizeof(count)));
+      calls_.read(wake_fd_.get(), &count, sizeof(count));
       const std::lock_guard lock(posted_mutex_);
       while (ready_node* node = posted_.pop()) make_ready(*node);
     }
   }
 
+  syscalls own_calls_;
   syscalls& calls_;
   unique_fd wake_fd_;
   descriptor_table descriptors_;

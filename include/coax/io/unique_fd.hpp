@@ -1,14 +1,13 @@
 #pragma once
 
 #include <coax/config.hpp>
-
-#include <unistd.h>
+#include <coax/io/syscalls.hpp>
 
 #include <utility>
 
 namespace coax::inline COAX_ABI {
 
-/// Owns a file descriptor and closes it; -1 is none. See close(2).
+/// Owns a file descriptor and closes it, through the reactor that runs; -1 is none. See close(2).
 class unique_fd {
  public:
   unique_fd() = default;
@@ -24,8 +23,8 @@ class unique_fd {
   explicit operator bool() const noexcept { return fd_ >= 0; }
   int release() noexcept { return std::exchange(fd_, -1); }
   void reset(int fd = -1) noexcept {
-    if (fd_ >= 0)
-      ::close(fd_);  // Linux has freed the number even when close fails: never a second try
+    // Linux has freed the number even when close fails: never a second try.
+    if (fd_ >= 0) syscalls::current().close(fd_);
     fd_ = fd;
   }
 

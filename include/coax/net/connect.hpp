@@ -3,6 +3,7 @@
 #include <coax/config.hpp>
 #include <coax/io/operations/connect.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/net/endpoint.hpp>
 #include <coax/net/stream.hpp>
@@ -30,15 +31,17 @@ namespace coax::inline COAX_ABI {
 inline task<result<stream>> connect(endpoint to) {
   using namespace std::chrono_literals;
   if (to.family() == AF_UNSPEC) co_return std::errc::invalid_argument;
-  unique_fd fd(::socket(to.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd) co_return std::error_code(errno, std::system_category());
+  syscalls& calls = reactor::current().system();
+  const int opened = calls.socket(to.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (opened < 0) co_return std::error_code(-opened, std::system_category());
+  unique_fd fd(opened);
 
   if (to.is_unix()) {
     // It is there or it is not; only a full backlog means waiting, and nothing tells when that has
     // room.
     clock::duration pause = 1ms;
     while (true) {
-      const int answer = reactor::current().system().connect(fd.get(), to.data(), to.size());
+      const int answer = calls.connect(fd.get(), to.data(), to.size());
       if (answer == 0) co_return stream(std::move(fd), false);
       if (answer != -EAGAIN && answer != -EINTR)
         co_return std::error_code(-answer, std::system_category());
@@ -48,17 +51,17 @@ inline task<result<stream>> connect(endpoint to) {
   }
 
   const int on = 1;
-  ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on,
-               sizeof(on));  // a wish, not a condition
+  // A wish, not a condition.
+  calls.setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
   auto connected = co_await operations::connect(fd.get(), to.data(), to.size());
   if (!connected) co_return connected.error();
-  stream made(std::move(fd), true);
+  stream connection(std::move(fd), true);
   // Nobody listens there, but the kernel gave this socket that very port to connect from: it talks
   // to itself.
-  const result<endpoint> here = made.local_endpoint();
-  const result<endpoint> there = made.remote_endpoint();
+  const result<endpoint> here = connection.local_endpoint();
+  const result<endpoint> there = connection.remote_endpoint();
   if (here && there && *here == *there) co_return std::errc::connection_refused;
-  co_return made;
+  co_return connection;
 }
 
 }  // namespace coax::inline COAX_ABI

@@ -3,6 +3,7 @@
 #include <coax/config.hpp>
 #include <coax/io/operations/accept.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/net/endpoint.hpp>
 #include <coax/net/stream.hpp>
@@ -36,6 +37,7 @@ struct listen_options {
 /// A socket that accepts connections, on TCP or a Unix path.
 ///
 /// Needs no reactor to be opened, so it can be bound before a fork and be shared by the processes.
+/// Where a reactor runs, it is opened through that one.
 /// The path of a Unix listener is not removed when it closes.
 ///
 /// Thread    any that has it to itself; with a reactor, the reactor's.
@@ -52,19 +54,26 @@ class listener {
   }
   static result<listener> bind(const endpoint& where, const listen_options& how = {}) {
     // Non-blocking, because another process may take the connection that woke this one.
-    unique_fd fd(::socket(where.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (!fd) return last_error();
+    syscalls& calls = syscalls::current();
+    const int made = calls.socket(where.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (made < 0) return error_of(made);
+    unique_fd fd(made);
+    int set = 0;
+    const auto turn = [&](bool wanted, int level, int option, int value) {
+      if (wanted && set == 0) set = calls.setsockopt(made, level, option, &value, sizeof(value));
+    };
     if (!where.is_unix()) {
       // What is set here the connections inherit.
-      if (!set(fd, SOL_SOCKET, SO_REUSEADDR, true) ||
-          (how.reuse_port && !set(fd, SOL_SOCKET, SO_REUSEPORT, true)) ||
-          (where.family() == AF_INET6 && !set(fd, IPPROTO_IPV6, IPV6_V6ONLY, how.v6only)) ||
-          (how.nodelay && !set(fd, IPPROTO_TCP, TCP_NODELAY, true)) ||
-          (how.keepalive && !set(fd, SOL_SOCKET, SO_KEEPALIVE, true)))
-        return last_error();
+      turn(true, SOL_SOCKET, SO_REUSEADDR, 1);
+      turn(how.reuse_port, SOL_SOCKET, SO_REUSEPORT, 1);
+      turn(where.family() == AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, how.v6only);
+      turn(how.nodelay, IPPROTO_TCP, TCP_NODELAY, 1);
+      turn(how.keepalive, SOL_SOCKET, SO_KEEPALIVE, 1);
+      if (set < 0) return error_of(set);
     }
-    if (::bind(fd.get(), where.data(), where.size()) < 0) return last_error();
-    if (::listen(fd.get(), how.backlog) < 0) return last_error();
+    if (const int bound = calls.bind(made, where.data(), where.size()); bound < 0)
+      return error_of(bound);
+    if (const int listens = calls.listen(made, how.backlog); listens < 0) return error_of(listens);
     return listener(std::move(fd), !where.is_unix());
   }
 
@@ -98,7 +107,7 @@ class listener {
     if (loop::running() != nullptr)
       reactor::current().close(fd, reactor::closing::here);
     else
-      ::close(fd);
+      syscalls::current().close(fd);
   }
 
   /// The address it listens on, with the real port where 0 was asked for.
@@ -108,7 +117,8 @@ class listener {
     sockaddr_storage storage{};
     socklen_t size = sizeof(storage);
     auto* address = reinterpret_cast<sockaddr*>(&storage);
-    if (::getsockname(fd_.get(), address, &size) < 0) return last_error();
+    const int named = syscalls::current().getsockname(fd_.get(), address, &size);
+    if (named < 0) return error_of(named);
     return endpoint::from_sockaddr(address, size);
   }
 
@@ -120,10 +130,7 @@ class listener {
  private:
   listener(unique_fd fd, bool tcp) noexcept : fd_(std::move(fd)), tcp_(tcp) {}
 
-  static std::error_code last_error() noexcept { return {errno, std::system_category()}; }
-  static bool set(const unique_fd& fd, int level, int option, int value) noexcept {
-    return ::setsockopt(fd.get(), level, option, &value, sizeof(value)) == 0;
-  }
+  static std::error_code error_of(int answer) noexcept { return {-answer, std::system_category()}; }
 
   static task<result<stream>> accept_on(int fd, bool tcp) {
     using namespace std::chrono_literals;

@@ -4,6 +4,7 @@
 #include <coax/io/operations/recv.hpp>
 #include <coax/io/operations/send.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/io/syscalls.hpp>
 #include <coax/net/endpoint.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/sleep.hpp>
@@ -11,7 +12,6 @@
 #include <coax/task/within.hpp>
 
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <array>
 #include <cerrno>
@@ -43,10 +43,10 @@ class stream {
     int type = 0;
     int domain = 0;
     socklen_t size = sizeof(type);
-    if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
-      return std::error_code(errno, std::system_category());
-    if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
-      return std::error_code(errno, std::system_category());
+    syscalls& calls = syscalls::current();
+    int got = calls.getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size);
+    if (got == 0) got = calls.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
+    if (got < 0) return std::error_code(-got, std::system_category());
     if (type != SOCK_STREAM) return std::errc::invalid_argument;
     return stream(unique_fd(fd), domain != AF_UNIX);
   }
@@ -112,7 +112,8 @@ class stream {
   ///
   /// Errors    as shutdown(2).
   result<void> shutdown_write() noexcept {
-    if (::shutdown(fd_, SHUT_WR) < 0) return std::error_code(errno, std::system_category());
+    const int answer = syscalls::current().shutdown(fd_, SHUT_WR);
+    if (answer < 0) return std::error_code(-answer, std::system_category());
     return {};
   }
 
@@ -131,8 +132,8 @@ class stream {
   static constexpr std::size_t linger_bytes_max = std::size_t{1} << 20;
 
   /// Errors    as getsockname(2), getpeername(2).
-  result<endpoint> local_endpoint() const noexcept { return named(::getsockname); }
-  result<endpoint> remote_endpoint() const noexcept { return named(::getpeername); }
+  result<endpoint> local_endpoint() const noexcept { return named(&syscalls::getsockname); }
+  result<endpoint> remote_endpoint() const noexcept { return named(&syscalls::getpeername); }
 
   bool is_open() const noexcept { return fd_ >= 0; }
 
@@ -154,7 +155,7 @@ class stream {
     if (loop::running() != nullptr)
       reactor::current().close(fd);
     else
-      ::close(fd);
+      syscalls::current().close(fd);
   }
 
   static task<result<void>> linger(stream closing) {
@@ -175,11 +176,13 @@ class stream {
     co_return ended;
   }
 
-  result<endpoint> named(int (*ask)(int, sockaddr*, socklen_t*) noexcept) const noexcept {
+  using naming = int (syscalls::*)(int, sockaddr*, socklen_t*) noexcept;
+  result<endpoint> named(naming ask) const noexcept {
     sockaddr_storage storage{};
     socklen_t size = sizeof(storage);
     auto* address = reinterpret_cast<sockaddr*>(&storage);
-    if (ask(fd_, address, &size) < 0) return std::error_code(errno, std::system_category());
+    const int answer = (syscalls::current().*ask)(fd_, address, &size);
+    if (answer < 0) return std::error_code(-answer, std::system_category());
     return endpoint::from_sockaddr(address, size);
   }
 

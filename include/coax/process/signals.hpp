@@ -318,6 +318,7 @@ class signal_set {
 /// Errors    std::system_error as eventfd(2), from this call.
 /// Thread    a reactor's.
 inline task<int> signals(signal_set wanted) {
+  if (auto own = reactor::current().own_signals(wanted.bits())) return std::move(*own);
   detail::signal_hub::instance().watch_from(reactor::current(), wanted.bits());
   sigset_t set;
   sigemptyset(&set);

@@ -2,10 +2,10 @@
 
 #include <coax/config.hpp>
 #include <coax/io/operation.hpp>
+#include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 
 #include <poll.h>
-#include <sys/epoll.h>
 
 #include <cerrno>
 
@@ -40,7 +40,7 @@ class poll final : public basic_operation<poll, short> {
   }
   bool take(int answer) noexcept override {
     if (answer > 0 && set_) {
-      answer = perform(syscalls::kernel());
+      answer = perform(syscalls::current());
       if (answer == -EAGAIN || answer == -EINTR) return false;
     }
     set_.reset();
@@ -54,10 +54,10 @@ class poll final : public basic_operation<poll, short> {
   bool reads() const noexcept { return (waits_for() & POLLIN) != 0; }
   bool stand_in() noexcept {
     if (set_) return true;
-    set_.reset(::epoll_create1(EPOLL_CLOEXEC));
-    epoll_event event{};
-    event.events = static_cast<unsigned short>(waits_for());
-    if (set_ && ::epoll_ctl(set_.get(), EPOLL_CTL_ADD, fd(), &event) < 0) set_.reset();
+    syscalls& calls = syscalls::current();
+    set_.reset(calls.epoll_create());
+    if (set_ && calls.epoll_add(set_.get(), fd(), static_cast<unsigned short>(waits_for())) < 0)
+      set_.reset();
     return static_cast<bool>(set_);
   }
 
