@@ -48,6 +48,10 @@ class reactor : public loop {
   const std::string& fallback_reason() const noexcept { return fallback_reason_; }
   void set_fallback_reason(std::string why) { fallback_reason_ = std::move(why); }
 
+  /// Whether `blocking` calls at once, on this thread, what it would give to a thread of the pool:
+  /// where time is simulated, nothing may depend on how threads are scheduled.
+  virtual bool runs_blocking_inline() const noexcept { return false; }
+
   /// Operations that have begun and not ended.
   std::size_t in_flight() const noexcept { return in_flight_; }
 
@@ -102,17 +106,8 @@ class reactor : public loop {
     running_here running_;
   };
 
-  // --- where there is no process, but a simulated host ---
-
-  /// True where time, network and randomness are simulated: what blocks a thread must run on this
-  /// one.
-  virtual bool is_simulated() const noexcept { return false; }
   /// Waits for one of `wanted` (signal n is bit n - 1) where signals are not the process's.
   virtual std::optional<task<int>> own_signals([[maybe_unused]] std::uint64_t wanted) {
-    return std::nullopt;
-  }
-  /// The IP address of `host`, where names are not the system's; empty for an unknown one.
-  virtual std::optional<std::string> own_address_of([[maybe_unused]] std::string_view host) const {
     return std::nullopt;
   }
 

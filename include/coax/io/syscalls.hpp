@@ -17,7 +17,10 @@
 #include <climits>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #if !defined(COAX_WITHOUT_URING)
 #include <liburing.h>
@@ -136,6 +139,14 @@ class syscalls {
     std::uint64_t bits = 0;
     while (answer(::getrandom(&bits, sizeof(bits), 0)) != sizeof(bits)) continue;
     return bits;
+  }
+
+  /// Looks `host` up where this system has names of its own, as a simulation does, and appends its
+  /// addresses to `found`; their ports do not count. Result: 0 or a code of getaddrinfo(3), such as
+  /// EAI_NONAME; nothing when the C library is to be asked, which waits.
+  virtual std::optional<int> look_up([[maybe_unused]] const std::string& host,
+                                     [[maybe_unused]] std::vector<sockaddr_storage>& found) {
+    return std::nullopt;
   }
 
 #if !defined(COAX_WITHOUT_URING)
