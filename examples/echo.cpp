@@ -49,11 +49,20 @@ coax::task<> accept_routine(coax::listener& listener, idle_workers& g_readwrite)
   }
 }
 
+/// kill -USR1 PID prints what each task of that process waits for, and where.
+coax::task<> dump_routine() {
+  while (true) {
+    const int signal = co_await coax::signals({SIGUSR1});
+    if (signal == SIGUSR1) coax::dump(coax::reactor::current());
+  }
+}
+
 coax::task<> serve(coax::listener& listener, int workers) {
   idle_workers g_readwrite;
   co_await coax::with_scope([&](coax::scope& s) -> coax::task<> {
     for (int i = 0; i < workers; ++i) s.spawn(readwrite_routine, std::ref(g_readwrite));
-    co_await coax::race(accept_routine(listener, g_readwrite), coax::signals({SIGINT, SIGTERM}));
+    co_await coax::race(accept_routine(listener, g_readwrite), dump_routine(),
+                        coax::signals({SIGINT, SIGTERM}));
     listener.close();
     g_readwrite
         .close();  // idle workers leave, busy ones finish: for 10 s, or until a second signal

@@ -4,6 +4,7 @@
 
 #include <coax/io/choose.hpp>
 #include <coax/io/fd.hpp>
+#include <coax/io/statistics.hpp>
 #include <coax/io/random.hpp>
 #include <coax/net/connect.hpp>
 #include <coax/net/endpoint.hpp>

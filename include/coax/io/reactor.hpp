@@ -55,6 +55,10 @@ class reactor : public loop {
   /// Operations that have begun and not ended.
   std::size_t in_flight() const noexcept { return in_flight_; }
 
+  /// Operations that have begun; of those that ended, how many were given up.
+  std::uint64_t submitted() const noexcept { return submitted_; }
+  std::uint64_t cancelled() const noexcept { return cancelled_; }
+
   clock::time_point now() const noexcept override {
     return clock::time_point(std::chrono::steady_clock::now().time_since_epoch());
   }
@@ -114,6 +118,7 @@ class reactor : public loop {
   // --- for operations ---
 
   syscalls& system() noexcept { return calls_; }
+  const syscalls& system() const noexcept { return calls_; }
 
   /// Begins `op`. True when it ended at once.
   bool start(operation& op) noexcept {
@@ -138,6 +143,7 @@ class reactor : public loop {
     if (writes) d->writer = &op;
     op.at_ = d;
     ++in_flight_;
+    ++submitted_;
     if (!submit(op)) return false;
     release(op);
     return true;
@@ -240,6 +246,7 @@ class reactor : public loop {
 
   /// `op` ended without an answer, because it was asked to, or because its descriptor was closed.
   void was_stopped(operation& op) noexcept {
+    ++cancelled_;
     op.cut_off();
     release(op);
     if (op.stop_requested_) return op.stopped();
@@ -311,6 +318,8 @@ class reactor : public loop {
   unique_fd wake_fd_;
   descriptor_table descriptors_;
   std::size_t in_flight_ = 0;
+  std::uint64_t submitted_ = 0;
+  std::uint64_t cancelled_ = 0;
   std::string fallback_reason_;
   detail::services services_;
   std::mutex posted_mutex_;

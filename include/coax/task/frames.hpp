@@ -32,23 +32,27 @@ class frames {
   static void* allocate(std::size_t size) {
     lists& own = lists_;
     const std::size_t index = class_of(size);
+    const auto asked = static_cast<std::ptrdiff_t>(size);
     if (index < class_count) {
       if (block* head = own.free[index]) {
         own.free[index] = head->next;
         --own.kept[index];
         ++own.live;
+        own.live_bytes += asked;
         return head;
       }
       size = (index + 1) * class_bytes;
     }
     void* fresh = ::operator new(size);
     ++own.live;
+    own.live_bytes += asked;
     return fresh;
   }
 
   static void deallocate(void* memory, std::size_t size) noexcept {
     lists& own = lists_;
     --own.live;
+    own.live_bytes -= static_cast<std::ptrdiff_t>(size);
     const std::size_t index = class_of(size);
     if (index >= class_count || own.kept[index] >= kept_bytes_max / ((index + 1) * class_bytes) ||
         !keeps_blocks()) {
@@ -61,6 +65,8 @@ class frames {
 
   /// Frames allocated and not yet freed by this thread.
   static std::ptrdiff_t live() noexcept { return lists_.live; }
+  /// Their bytes, as they were asked for.
+  static std::ptrdiff_t live_bytes() noexcept { return lists_.live_bytes; }
 
  private:
   static constexpr std::size_t class_bytes = 64;
@@ -80,6 +86,7 @@ class frames {
     std::array<block*, class_count> free;
     std::array<std::size_t, class_count> kept;
     std::ptrdiff_t live;
+    std::ptrdiff_t live_bytes;
     bool has_returner;
     bool ended;
   };

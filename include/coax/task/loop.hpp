@@ -87,7 +87,6 @@ class root_list {
 
   root* first() const noexcept { return first_; }
   bool empty() const noexcept { return first_ == nullptr; }
-  std::size_t size() const noexcept { return size_; }
 
   /// The wait that these are the branches of; null for those of a loop.
   const waiter* of() const noexcept { return of_; }
@@ -98,7 +97,6 @@ class root_list {
   const waiter* of_ = nullptr;
   root* first_ = nullptr;
   root* last_ = nullptr;
-  std::size_t size_ = 0;
 };
 
 /// What tasks need from whatever runs them: a queue of what is ready, timers, and the time.
@@ -160,8 +158,10 @@ class loop {
   struct counters {
     std::uint64_t turns = 0;           ///< runs of the queue of what is ready
     std::size_t ready_high_water = 0;  ///< the longest that queue has been
+    std::size_t roots = 0;             ///< that are alive
   };
   const counters& counted() const noexcept { return counted_; }
+  counters& counted() noexcept { return counted_; }
 
   /// Children are started inside their parent's await only to a bounded depth of the stack.
   bool may_start_inline() const noexcept { return depth_ < inline_depth_max; }

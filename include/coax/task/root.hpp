@@ -277,14 +277,14 @@ class root : public ready_node {
     before_ = list.last_;
     (before_ == nullptr ? list.first_ : before_->after_) = this;
     list.last_ = this;
-    ++list.size_;
+    ++loop::current().counted().roots;
   }
   /// It has ended, or is destroyed before it has.
   void leave() noexcept {
     if (list_ == nullptr) return;
     (before_ == nullptr ? list_->first_ : before_->after_) = after_;
     (after_ == nullptr ? list_->last_ : after_->before_) = before_;
-    --list_->size_;
+    if (loop* const l = loop::running()) --l->counted().roots;
     list_ = nullptr;
   }
 
