@@ -1,10 +1,9 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/sync/wait_queue.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/root.hpp>
-
-#include <utility>
 
 namespace coax::inline COAX_ABI {
 
@@ -20,7 +19,7 @@ class event {
   event(const event&) = delete;
   event& operator=(const event&) = delete;
   ~event() {
-    if (first_ != nullptr) detail::fatal("an event was destroyed while somebody waited for it");
+    if (!waiting_.empty()) detail::fatal("an event was destroyed while somebody waited for it");
   }
 
   /// Lets pass everybody who waits, in the order they came, and who comes from now on. Idempotent.
@@ -33,7 +32,8 @@ class event {
   [[nodiscard]] wait_awaiter wait() noexcept;
 
  private:
-  class [[nodiscard]] wait_awaiter final : public waiter {
+  class [[nodiscard]] wait_awaiter final : public waiter,
+                                           public detail::wait_queue<wait_awaiter>::place {
    public:
     explicit wait_awaiter(event& e) noexcept : event_(e) {}
     void await_resume() const noexcept {}
@@ -43,34 +43,24 @@ class event {
     friend class event;
     bool ready_now() noexcept override { return event_.set_; }
     bool start() noexcept override {
-      previous_ = std::exchange(event_.last_, this);
-      (previous_ == nullptr ? event_.first_ : previous_->next_) = this;
+      event_.waiting_.push(*this);
       return false;
     }
     void stop() noexcept override {
-      (previous_ == nullptr ? event_.first_ : previous_->next_) = next_;
-      (next_ == nullptr ? event_.last_ : next_->previous_) = previous_;
+      event_.waiting_.remove(*this);
       stopped();
     }
 
     event& event_;
-    wait_awaiter* previous_ = nullptr;
-    wait_awaiter* next_ = nullptr;
   };
 
   bool set_ = false;
-  wait_awaiter* first_ = nullptr;
-  wait_awaiter* last_ = nullptr;
+  detail::wait_queue<wait_awaiter> waiting_;
 };
 
 inline void event::set() noexcept {
   set_ = true;
-  last_ = nullptr;
-  for (wait_awaiter* at = std::exchange(first_, nullptr); at != nullptr;) {
-    wait_awaiter* const next = at->next_;
-    at->complete();
-    at = next;
-  }
+  while (wait_awaiter* const waiting = waiting_.pop()) waiting->complete();
 }
 
 inline event::wait_awaiter event::wait() noexcept { return wait_awaiter(*this); }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/sync/wait_queue.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/root.hpp>
 
@@ -70,7 +71,7 @@ class worker_stack {
   worker_stack(const worker_stack&) = delete;
   worker_stack& operator=(const worker_stack&) = delete;
   ~worker_stack() {
-    if (top_ != nullptr || first_reserver_ != nullptr || permits_ != 0)
+    if (top_ != nullptr || !reservers_.empty() || permits_ != 0)
       detail::fatal(
           "a worker_stack was destroyed while it was in use: it must outlive its workers and reservations");
   }
@@ -91,7 +92,7 @@ class worker_stack {
   /// back. Idempotent.
   void close() noexcept {
     closed_ = true;
-    while (reserve_awaiter* r = pop_reserver()) r->refuse();
+    while (reserve_awaiter* r = reservers_.pop()) r->refuse();
     release_spare_workers();
   }
 
@@ -127,7 +128,8 @@ class worker_stack {
     std::optional<T> item_;
   };
 
-  class [[nodiscard]] reserve_awaiter final : public waiter {
+  class [[nodiscard]] reserve_awaiter final : public waiter,
+                                              public detail::wait_queue<reserve_awaiter>::place {
    public:
     explicit reserve_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
     reserve_awaiter(const reserve_awaiter&) = default;
@@ -146,19 +148,17 @@ class worker_stack {
     friend class worker_stack;
     bool ready_now() noexcept override {
       if (stack_.closed_) return true;
-      if (stack_.first_reserver_ != nullptr || stack_.idle_ <= stack_.permits_) return false;
+      if (!stack_.reservers_.empty() || stack_.idle_ <= stack_.permits_) return false;
       ++stack_.permits_;
       granted_ = true;
       return true;
     }
     bool start() noexcept override {
-      previous_ = stack_.last_reserver_;
-      (previous_ == nullptr ? stack_.first_reserver_ : previous_->next_) = this;
-      stack_.last_reserver_ = this;
+      stack_.reservers_.push(*this);
       return false;
     }
     void stop() noexcept override {
-      stack_.remove_reserver(*this);
+      stack_.reservers_.remove(*this);
       stopped();
     }
     void grant() noexcept {
@@ -169,8 +169,6 @@ class worker_stack {
     void refuse() noexcept { complete(); }
 
     worker_stack& stack_;
-    reserve_awaiter* previous_ = nullptr;
-    reserve_awaiter* next_ = nullptr;
     bool granted_ = false;
   };
 
@@ -195,23 +193,11 @@ class worker_stack {
     return worker;
   }
 
-  // --- those who wait for a reservation: a queue ---
-
-  void remove_reserver(reserve_awaiter& r) noexcept {
-    (r.previous_ == nullptr ? first_reserver_ : r.previous_->next_) = r.next_;
-    (r.next_ == nullptr ? last_reserver_ : r.next_->previous_) = r.previous_;
-  }
-  reserve_awaiter* pop_reserver() noexcept {
-    reserve_awaiter* r = first_reserver_;
-    if (r != nullptr) remove_reserver(*r);
-    return r;
-  }
-
   // --- permits: at most one for each idle worker, but that a worker may be cancelled under one ---
 
   void grant_what_is_free() noexcept {
     while (idle_ > permits_) {
-      reserve_awaiter* r = pop_reserver();
+      reserve_awaiter* r = reservers_.pop();
       if (r == nullptr) return;
       r->grant();
     }
@@ -248,8 +234,7 @@ class worker_stack {
 
   park_awaiter* top_ = nullptr;
   std::size_t idle_ = 0;
-  reserve_awaiter* first_reserver_ = nullptr;
-  reserve_awaiter* last_reserver_ = nullptr;
+  detail::wait_queue<reserve_awaiter> reservers_;
   std::size_t permits_ = 0;  // reservations that are out
   std::deque<T> waiting_;    // handed off when no worker was idle any more
   bool closed_ = false;
