@@ -10,6 +10,7 @@
 #include "../catch.hpp"
 #include "../task/death.hpp"
 #include "../task/manual_loop.hpp"
+#include "dice.hpp"
 
 #include <algorithm>
 #include <array>
@@ -875,21 +876,6 @@ struct reference {
     from.pop_back();
     return last;
   }
-};
-
-/// The same numbers from the same seed, whatever the standard library (splitmix64).
-class dice {
- public:
-  explicit dice(std::uint64_t seed) noexcept : state_(seed) {}
-  std::size_t operator()(std::size_t sides) noexcept {
-    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return static_cast<std::size_t>((z ^ (z >> 31)) % sides);
-  }
-
- private:
-  std::uint64_t state_;
 };
 
 /// One random sequence. Workers and acceptors tell the reference what they do in the moment they do
