@@ -18,6 +18,10 @@ class readiness_reactor : public reactor {
  protected:
   using reactor::reactor;
 
+  /// A kernel that gives fewer bytes than it has, as a simulation does on purpose, says so: then
+  /// only EAGAIN means that there is no more.
+  void short_reads_leave_more() noexcept { short_read_is_all_ = false; }
+
   // --- what is left to a backend ---
 
   /// Sees to it that `became_ready` is called once `d` may be ready for what its reader and writer
@@ -85,7 +89,8 @@ class readiness_reactor : public reactor {
       // A TCP read that came back short has emptied the socket, so the next one need not ask. Not
       // so once the peer has ended the stream or sent urgent data: these came with an edge that is
       // not repeated, and there is more to read.
-      if (op.drained() && d.tcp && (d.ready & descriptor::sticky) == 0) d.ready &= ~wanted;
+      if (op.drained() && short_read_is_all_ && d.tcp && (d.ready & descriptor::sticky) == 0)
+        d.ready &= ~wanted;
       if (take(op, answer)) return true;
       if (op.stop_requested()) break;
     }
@@ -100,6 +105,7 @@ class readiness_reactor : public reactor {
   }
 
   ready_queue retries_;
+  bool short_read_is_all_ = true;
 };
 
 }  // namespace coax::inline COAX_ABI

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <coax/config.hpp>
+
+#include <poll.h>
+
+#include <cstdint>
+
+namespace coax::inline COAX_ABI::sim {
+
+class file;
+
+/// Who is told that a file has changed: the kernel of the host that has it open.
+class file_owner {
+ public:
+  /// One of `events` may have become true of `f`.
+  virtual void changed(file& f, unsigned events) = 0;
+
+ protected:
+  file_owner() = default;
+  file_owner(const file_owner&) = default;
+  file_owner& operator=(const file_owner&) = default;
+  ~file_owner() = default;
+};
+
+/// What a descriptor of a simulated host stands for.
+class file {
+ public:
+  file() = default;
+  file(const file&) = delete;
+  file& operator=(const file&) = delete;
+  virtual ~file() = default;
+
+  /// The poll(2) events that are true now.
+  virtual unsigned events() const = 0;
+  /// The descriptor is closed.
+  virtual void closed() {}
+
+  /// How a reactor watches it, as epoll(7) would.
+  struct watch {
+    unsigned wanted = 0;
+    bool once = false;    // disarmed by the first report
+    bool edge = false;    // reported when something changes, not for as long as it is true
+    bool listed = false;  // waits to be reported
+    bool reports() const noexcept { return wanted != 0; }
+  };
+
+  watch watched;
+  file_owner* owner = nullptr;  // null once it is closed
+  int fd = -1;
+
+ protected:
+  void changed(unsigned now_true) {
+    if (owner != nullptr) owner->changed(*this, now_true);
+  }
+};
+
+/// The counter of eventfd(2), by which a reactor is woken.
+class wake_up final : public file {
+ public:
+  unsigned events() const override { return count_ != 0 ? POLLIN | POLLOUT : POLLOUT; }
+  void add() {
+    ++count_;
+    changed(POLLIN);
+  }
+  std::uint64_t take() noexcept {
+    const std::uint64_t count = count_;
+    count_ = 0;
+    return count;
+  }
+
+ private:
+  std::uint64_t count_ = 0;
+};
+
+}  // namespace coax::inline COAX_ABI::sim

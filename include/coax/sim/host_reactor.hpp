@@ -1,0 +1,247 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/reactor.hpp>
+#include <coax/io/readiness_reactor.hpp>
+#include <coax/sim/engine.hpp>
+#include <coax/sim/kernel.hpp>
+#include <coax/task/clock.hpp>
+#include <coax/task/task.hpp>
+
+#include <poll.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace coax::inline COAX_ABI::sim {
+
+/// What the reactor of a host needs to know of it.
+class host_services {
+ public:
+  virtual clock::time_point now() const noexcept = 0;
+  virtual task<int> wait_for_signal(std::uint64_t wanted) = 0;
+  /// The IP address of another host; empty for an unknown one.
+  virtual std::string address_of(std::string_view host) const = 0;
+
+ protected:
+  host_services() = default;
+  host_services(const host_services&) = default;
+  host_services& operator=(const host_services&) = default;
+  ~host_services() = default;
+};
+
+/// A reactor as a world drives it, whichever way its operations end.
+class driven_loop {
+ public:
+  virtual ~driven_loop() = default;
+  virtual reactor& as_reactor() noexcept = 0;
+  /// Something can run without time passing.
+  virtual bool has_work() noexcept = 0;
+  virtual std::optional<clock::time_point> next_timer() noexcept = 0;
+  /// Calls `action` as if from a task of this host.
+  virtual void inside(const std::function<void()>& action) = 0;
+
+ protected:
+  driven_loop() = default;
+  driven_loop(const driven_loop&) = default;
+  driven_loop& operator=(const driven_loop&) = default;
+};
+
+/// What both kinds have in common. `Base` is the reactor to build on.
+template <class Base>
+class host_reactor : public Base, public driven_loop {
+ public:
+  reactor& as_reactor() noexcept final { return *this; }
+  bool has_work() noexcept final {
+    const std::optional<clock::time_point> timer = next_timer();
+    return this->has_ready() || kernel_.has_events() || asks_kernel() || (timer && *timer <= now());
+  }
+  std::optional<clock::time_point> next_timer() noexcept final { return this->deadlines().next(); }
+  void inside(const std::function<void()>& action) final {
+    const typename Base::running_here guard(*this);
+    action();
+  }
+
+  clock::time_point now() const noexcept final { return services_.now(); }
+  void wake() noexcept final { kernel_.wake(); }
+  std::string_view backend() const noexcept final { return "simulation"; }
+  bool is_simulated() const noexcept final { return true; }
+  std::optional<task<int>> own_signals(std::uint64_t wanted) final {
+    return services_.wait_for_signal(wanted);
+  }
+  std::optional<std::string> own_address_of(std::string_view host) const final {
+    return services_.address_of(host);
+  }
+
+ protected:
+  host_reactor(host_services& services, kernel& calls)
+      : Base(calls, services.now()), services_(services), kernel_(calls) {}
+
+  virtual bool asks_kernel() const noexcept = 0;
+
+  host_services& services_;
+  kernel& kernel_;
+};
+
+/// As over epoll: the task's call is made once it may succeed.
+class readiness_host final : public host_reactor<readiness_reactor> {
+ public:
+  readiness_host(host_services& services, kernel& calls, const options& how)
+      : host_reactor(services, calls) {
+    if (how.short_io > 0) short_reads_leave_more();
+  }
+
+ private:
+  int park(descriptor& d, const operation& op) noexcept override {
+    constexpr unsigned stream_events = POLLIN | POLLOUT | POLLRDHUP | POLLPRI;
+    if (d.owned || op.watched_as() == watching::shared) {
+      if (d.registered) return 0;
+      const int answer = d.owned ? kernel_.watch(d.fd, stream_events, false, true)
+                                 : kernel_.watch(d.fd, POLLIN, false, false);
+      d.registered = answer == 0;
+      return answer;
+    }
+    return kernel_.watch(d.fd, wanted_by(d.reader) | wanted_by(d.writer), true, false);
+  }
+
+  void forget(descriptor& d) noexcept override {
+    if (!d.registered) return;
+    d.registered = false;
+    kernel_.unwatch(d.fd);
+  }
+
+  void poll(std::optional<clock::time_point>) noexcept override {
+    run_retries();
+    for (const kernel::event& e : kernel_.take_events()) {
+      descriptor* d = descriptors().known(e.fd);
+      if (d == nullptr) continue;
+      became_ready(*d, e.events);
+      if (!d->owned && !d->registered && !d->idle())
+        park(*d, d->reader != nullptr ? *d->reader : *d->writer);
+    }
+  }
+
+  bool asks_kernel() const noexcept override { return has_retries(); }
+
+  static unsigned wanted_by(const operation* op) noexcept {
+    return op == nullptr ? 0 : static_cast<std::uint16_t>(op->waits_for());
+  }
+};
+
+/// As over io_uring: the kernel makes the call, when nobody looks, and its result waits to be
+/// reaped. So an operation can have succeeded although it was asked to stop, and does not know yet.
+class ring_host final : public host_reactor<reactor> {
+ public:
+  ring_host(host_services& services, kernel& calls, engine& e)
+      : host_reactor(services, calls), engine_(e) {}
+
+ private:
+  static constexpr int tries_max = 16;
+
+  /// An operation the kernel has.
+  struct entry {
+    operation* op;
+    bool completed = false;
+    bool postponed = false;  // reaped a turn later than it could have been
+    int answer = 0;
+  };
+
+  bool submit(operation& op) noexcept override {
+    if (op.performs_first()) {
+      for (int tries = 0; tries < tries_max; ++tries) {
+        const int answer = op.perform(system());
+        if (answer == -EINTR) continue;
+        if (answer == -EAGAIN) break;
+        if (take(op, answer)) return true;
+      }
+    }
+    submitted_.push(op);
+    return false;
+  }
+
+  void cancel(operation& op) noexcept override {
+    if (submitted_.remove(op)) return was_stopped(op);
+    for (entry& e : in_kernel_) {
+      if (e.op != &op || e.completed) continue;
+      // The two race: what the operation waits for may come first.
+      if (engine_.decide.choose(2) != 0) attempt(e);
+      if (!e.completed) complete(e, -ECANCELED);
+    }
+  }
+
+  void poll(std::optional<clock::time_point>) noexcept override {
+    while (!submitted_.empty()) {
+      in_kernel_.push_back({static_cast<operation*>(submitted_.pop())});
+      attempt_and_watch(in_kernel_.back());
+    }
+    for (const kernel::event& event : kernel_.take_events())
+      for (entry& e : in_kernel_)
+        if (e.op->fd() == event.fd && !e.completed) attempt_and_watch(e);
+    reap();
+  }
+
+  bool asks_kernel() const noexcept override {
+    if (!submitted_.empty()) return true;
+    for (const entry& e : in_kernel_)
+      if (e.completed) return true;
+    return false;
+  }
+
+  void attempt(entry& e) noexcept {
+    const int answer = e.op->perform(system());
+    if (answer != -EAGAIN) complete(e, answer);
+  }
+  static void complete(entry& e, int answer) noexcept {
+    e.completed = true;
+    e.answer = answer;
+  }
+  void attempt_and_watch(entry& e) noexcept {
+    attempt(e);
+    if (e.completed) return;
+    unsigned wanted = 0;
+    for (const entry& each : in_kernel_)
+      if (each.op->fd() == e.op->fd() && !each.completed)
+        wanted |= static_cast<std::uint16_t>(each.op->waits_for());
+    if (const int answer = kernel_.watch(e.op->fd(), wanted, true, false); answer < 0)
+      complete(e, answer);
+  }
+
+  void reap() noexcept {
+    for (auto at = in_kernel_.begin(); at != in_kernel_.end();) {
+      if (!at->completed) {
+        ++at;
+        continue;
+      }
+      if (!at->postponed && engine_.decide.choose(2) != 0) {
+        at->postponed = true;
+        ++at;
+        continue;
+      }
+      const entry done = *at;
+      at = in_kernel_.erase(at);
+      reaped(*done.op, done.answer);
+    }
+  }
+
+  void reaped(operation& op, int answer) noexcept {
+    const descriptor* d = descriptors().known(op.fd());
+    const bool gives_up = op.stop_requested() || (d != nullptr && d->closing);
+    if (answer == -ECANCELED && gives_up) return was_stopped(op);
+    if (answer != -EINTR && take(op, answer)) return ended(op);
+    if (gives_up) return was_stopped(op);
+    submitted_.push(op);
+  }
+
+  engine& engine_;
+  ready_queue submitted_;
+  std::list<entry> in_kernel_;
+};
+
+}  // namespace coax::inline COAX_ABI::sim

@@ -1,0 +1,420 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/sim/address.hpp>
+#include <coax/sim/engine.hpp>
+#include <coax/sim/file.hpp>
+#include <coax/sim/network.hpp>
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace coax::inline COAX_ABI::sim {
+
+class tcp_socket;
+
+/// What a socket needs of its host's TCP: the way out, and to be found by what comes in.
+class tcp_host {
+ public:
+  virtual engine& world() noexcept = 0;
+  virtual int index() const noexcept = 0;
+  virtual std::uint64_t new_flow() noexcept = 0;
+  /// Sends `p` to the host of its address.
+  virtual void send(packet p) = 0;
+  /// The connection has ended for good: nothing will be looked for by its addresses.
+  virtual void ended(tcp_socket& s) = 0;
+
+ protected:
+  tcp_host() = default;
+  tcp_host(const tcp_host&) = default;
+  tcp_host& operator=(const tcp_host&) = default;
+  ~tcp_host() = default;
+};
+
+/// One side of a TCP connection, or a socket that may become one: what Linux answers, without its
+/// clock-driven parts.
+///
+/// The order of the checks in each call is that of the kernel, since it decides which of several
+/// true things is told first.
+class tcp_socket final : public file {
+ public:
+  enum class phase : std::uint8_t { closed, listening, connecting, accepting, open };
+
+  tcp_socket(tcp_host& host, int family) : host_(host), family_(family) {
+    const options& how = host.world().how;
+    send_max_ = how.send_buffer;
+    receive_max_ = how.receive_buffer;
+    local = remote = address::any(family == AF_INET);
+  }
+
+  int family() const noexcept { return family_; }
+  phase now() const noexcept { return phase_; }
+  bool is_connection() const noexcept { return flow_ != 0; }
+
+  // --- calls of the program ---
+
+  int receive(void* into, std::size_t size, bool peek) {
+    if (phase_ == phase::listening) return -ENOTCONN;
+    if (const std::size_t there = std::min(size, in_.size() - in_read_); there > 0) {
+      std::memcpy(into, in_.data() + in_read_, there);
+      if (!peek) consume(there);
+      return static_cast<int>(there);
+    }
+    if (size == 0 || fin_received_) return 0;
+    if (error_ != 0) return -std::exchange(error_, 0);
+    if (shut_read_ || done_) return 0;
+    if (phase_ == phase::closed) return -ENOTCONN;
+    return -EAGAIN;
+  }
+
+  int send(const void* from, std::size_t size) {
+    if (phase_ == phase::connecting || phase_ == phase::accepting) return -EAGAIN;
+    if (error_ != 0) return -std::exchange(error_, 0);
+    if (phase_ != phase::open || shut_write_) return -EPIPE;
+    const std::size_t taken = std::min(room(), size);
+    wants_room_ = taken < size;
+    if (taken == 0) return size == 0 ? 0 : -EAGAIN;
+    out_.append(static_cast<const char*>(from), taken);
+    pump();
+    return static_cast<int>(taken);
+  }
+
+  /// `to` is resolved, and this socket bound.
+  int connect(const address& to, int to_host) {
+    remote = to;
+    remote_host_ = to_host;
+    flow_ = host_.new_flow();
+    phase_ = phase::connecting;
+    in_progress_ = true;
+    transmit(packet::kind::syn);
+    return -EINPROGRESS;
+  }
+  /// A connect when there was one before.
+  int connect_again() {
+    if (phase_ == phase::listening) return -EISCONN;
+    if (phase_ == phase::connecting) return -EALREADY;
+    const bool first = std::exchange(in_progress_, false);
+    if (phase_ == phase::open) return first ? 0 : -EISCONN;
+    if (!first) return -EISCONN;
+    flow_ = 0;
+    done_ = false;
+    return error_ != 0 ? -std::exchange(error_, 0) : -ECONNABORTED;
+  }
+  bool may_connect() const noexcept { return phase_ == phase::closed && !in_progress_ && !done_; }
+
+  int shutdown(int how) {
+    if (how != SHUT_RD && how != SHUT_WR && how != SHUT_RDWR) return -EINVAL;
+    const bool read = how != SHUT_WR;
+    const bool write = how != SHUT_RD;
+    if (phase_ == phase::listening) {
+      if (read) stop_listening();
+      return 0;
+    }
+    if (phase_ == phase::connecting) {
+      end(0);
+      in_progress_ = false;
+      return 0;
+    }
+    const int answer = phase_ == phase::closed ? -ENOTCONN : 0;
+    shut_read_ = shut_read_ || read;
+    shut_write_ = shut_write_ || write;
+    if (phase_ == phase::open) pump();
+    changed(POLLIN | POLLOUT | POLLRDHUP | POLLHUP);
+    return answer;
+  }
+
+  int listen(int backlog) {
+    if (phase_ != phase::closed && phase_ != phase::listening) return -EINVAL;
+    if (in_progress_ || done_) return -EINVAL;
+    phase_ = phase::listening;
+    backlog_ = backlog;
+    return 0;
+  }
+
+  std::size_t unread() const noexcept { return in_.size() - in_read_; }
+  std::size_t room() const noexcept { return send_max_ - std::min(send_max_, out_.size()); }
+  int take_error() noexcept { return std::exchange(error_, 0); }
+
+  void closed() override {
+    if (phase_ == phase::listening) return stop_listening();
+    orphan_ = true;
+    if (phase_ == phase::connecting) return end(0);
+    if (phase_ != phase::open) return;
+    if (in_read_ < in_.size() || resets_on_close) return reset();
+    shut_read_ = shut_write_ = true;
+    pump();
+  }
+
+  /// Ends the connection with a RST to the peer.
+  void reset() {
+    if (phase_ == phase::open || phase_ == phase::accepting) transmit(packet::kind::reset);
+    end(0);
+  }
+  /// As if the peer had reset it: what the program is told is ECONNRESET, at this call.
+  void fail_with_reset() {
+    if (phase_ == phase::open) transmit(packet::kind::reset);
+    end(ECONNRESET);
+    error_ = 0;
+  }
+
+  unsigned events() const override {
+    if (phase_ == phase::listening) return accepted_.empty() ? 0 : POLLIN;
+    unsigned now = 0;
+    const bool no_reading = shut_read_ || fin_received_ || done_;
+    const bool no_writing = shut_write_ || done_;
+    if (phase_ == phase::closed || (no_reading && no_writing)) now |= POLLHUP;
+    if (no_reading) now |= POLLIN | POLLRDHUP;
+    if (phase_ != phase::connecting && phase_ != phase::accepting) {
+      if (in_read_ < in_.size()) now |= POLLIN;
+      if (no_writing || has_room()) now |= POLLOUT;
+    }
+    if (error_ != 0) now |= POLLERR;
+    return now;
+  }
+
+  // --- listening ---
+
+  bool has_waiting() const noexcept { return !accepted_.empty(); }
+  std::shared_ptr<tcp_socket> take_waiting() {
+    std::shared_ptr<tcp_socket> first = std::move(accepted_.front());
+    accepted_.pop_front();
+    return first;
+  }
+  /// Linux lets one more wait than it was told.
+  bool is_full() const noexcept { return waiting_for_ack_ + accepted_.size() > backlog_size(); }
+
+  /// A peer wants to connect; `made` is this side of it.
+  void admit(const std::shared_ptr<tcp_socket>& made, const packet& syn) {
+    made->phase_ = phase::accepting;
+    made->flow_ = host_.new_flow();
+    made->local = syn.to;
+    made->remote = syn.from;
+    made->remote_host_ = syn.from_host;
+    made->limit_ = syn.limit;
+    made->listener_ = this;
+    ++waiting_for_ack_;
+    pending_.push_back(made);
+    made->transmit(packet::kind::syn_ack);
+  }
+
+  // --- what comes in ---
+
+  void arrived(packet& p) {
+    if (p.what == packet::kind::reset) return peer_reset();
+    if (phase_ == phase::closed) return;
+    if (phase_ == phase::connecting) {
+      if (p.what != packet::kind::syn_ack) return;
+      phase_ = phase::open;
+      limit_ = p.limit;
+      transmit(packet::kind::ack);
+      changed(POLLOUT);
+      return;
+    }
+    if (phase_ == phase::accepting) {
+      if (p.what == packet::kind::syn) return;
+      phase_ = phase::open;
+      if (listener_ != nullptr) std::exchange(listener_, nullptr)->established(*this);
+    }
+    acknowledged(p);
+    if (p.what == packet::kind::data) took(p);
+    if (p.what == packet::kind::fin) peer_ended();
+    if (fin_sent_ && fin_acknowledged_ && fin_received_ && phase_ == phase::open) end(0);
+  }
+
+  /// What was sent came back from nowhere, or never arrived.
+  void unreachable(int error) {
+    if (phase_ == phase::open || phase_ == phase::connecting) end(error);
+    if (phase_ == phase::accepting) end(0);
+  }
+
+  address local;
+  address remote;
+  bool bound = false;
+  bool reuse_address = false;
+  bool reuse_port = false;
+  bool v6only = false;
+  bool resets_on_close = false;                    // SO_LINGER with no time
+  std::map<std::pair<int, int>, int> options_set;  // those without an effect, as (level, option)
+
+  void send_max(std::size_t bytes) noexcept { send_max_ = std::max<std::size_t>(bytes, 1); }
+  void receive_max(std::size_t bytes) noexcept { receive_max_ = std::max<std::size_t>(bytes, 1); }
+  std::size_t send_max() const noexcept { return send_max_; }
+  std::size_t receive_max() const noexcept { return receive_max_; }
+  std::uint64_t flow() const noexcept { return flow_; }
+
+ private:
+  static constexpr std::size_t segment_max = 16 * 1024;
+
+  std::size_t backlog_size() const noexcept {
+    return static_cast<std::size_t>(std::clamp(backlog_, 0, host_.world().how.backlog_max));
+  }
+  bool has_room() const noexcept { return out_.size() <= send_max_ - send_max_ / 3; }
+  std::uint64_t written() const noexcept { return acknowledged_ + out_.size(); }
+  std::uint64_t receive_limit() const noexcept {
+    const std::size_t unread = in_.size() - in_read_;
+    return received_ + (receive_max_ - std::min(receive_max_, unread));
+  }
+
+  void transmit(packet::kind what, std::string bytes = {}) {
+    packet p;
+    p.what = what;
+    p.from = local;
+    p.to = remote;
+    p.from_host = host_.index();
+    p.to_host = remote_host_;
+    p.flow = flow_;
+    p.received = received_;
+    p.limit = offered_ = std::max(offered_, receive_limit());
+    p.fin_received = fin_received_;
+    p.bytes = std::move(bytes);
+    host_.send(std::move(p));
+  }
+
+  /// Sends what the peer has room for, and the FIN behind the last byte.
+  void pump() {
+    while (sent_ < written() && sent_ < limit_) {
+      const auto from = static_cast<std::size_t>(sent_ - acknowledged_);
+      const auto size = static_cast<std::size_t>(
+          std::min<std::uint64_t>({segment_max, limit_ - sent_, written() - sent_}));
+      sent_ += size;
+      transmit(packet::kind::data, out_.substr(from, size));
+    }
+    if (shut_write_ && !fin_sent_ && sent_ == written()) {
+      fin_sent_ = true;
+      transmit(packet::kind::fin);
+    }
+  }
+
+  void acknowledged(const packet& p) {
+    if (p.received > acknowledged_) {
+      out_.erase(0, static_cast<std::size_t>(p.received - acknowledged_));
+      acknowledged_ = p.received;
+      if (wants_room_ && has_room() && phase_ == phase::open) {
+        wants_room_ = false;
+        changed(POLLOUT);
+      }
+    }
+    limit_ = std::max(limit_, p.limit);
+    if (p.fin_received) fin_acknowledged_ = fin_sent_;
+    pump();
+  }
+
+  void took(packet& p) {
+    if (orphan_) return reset();  // nobody will read it
+    received_ += p.bytes.size();
+    in_ += p.bytes;
+    transmit(packet::kind::ack);
+    changed(POLLIN);
+  }
+
+  void peer_ended() {
+    fin_received_ = true;
+    transmit(packet::kind::ack);
+    changed(POLLIN | POLLRDHUP | (shut_write_ ? POLLHUP : 0));
+  }
+
+  void peer_reset() {
+    if (phase_ == phase::closed || phase_ == phase::listening) return;
+    if (phase_ == phase::connecting) return end(ECONNREFUSED);
+    end(phase_ == phase::open && fin_received_ ? EPIPE : ECONNRESET);
+  }
+
+  void consume(std::size_t size) {
+    in_read_ += size;
+    if (in_read_ == in_.size() || in_read_ > receive_max_) {
+      in_.erase(0, in_read_);
+      in_read_ = 0;
+    }
+    if (phase_ != phase::open || fin_received_) return;
+    // A window that has opened enough is worth telling.
+    const std::uint64_t gained = receive_limit() - std::min(offered_, receive_limit());
+    if (gained > 0 && (offered_ <= received_ || gained >= receive_max_ / 4))
+      transmit(packet::kind::ack);
+  }
+
+  void established(tcp_socket& made) {
+    const auto at = std::find_if(pending_.begin(), pending_.end(),
+                                 [&](const auto& each) { return each.get() == &made; });
+    --waiting_for_ack_;
+    accepted_.push_back(std::move(*at));
+    pending_.erase(at);
+    changed(POLLIN);
+  }
+
+  void stop_listening() {
+    phase_ = phase::closed;
+    host_.ended(*this);
+    std::deque<std::shared_ptr<tcp_socket>> all;
+    all.swap(accepted_);
+    for (const auto& each : pending_) {
+      each->listener_ = nullptr;
+      all.push_back(each);
+    }
+    pending_.clear();
+    waiting_for_ack_ = 0;
+    for (const auto& each : all) each->reset();
+    changed(POLLHUP);
+  }
+
+  /// No packet will come or go any more. The caller keeps this alive.
+  void end(int error) {
+    if (phase_ == phase::accepting && listener_ != nullptr) {
+      tcp_socket& l = *std::exchange(listener_, nullptr);
+      --l.waiting_for_ack_;
+      std::erase_if(l.pending_, [&](const auto& each) { return each.get() == this; });
+    }
+    phase_ = phase::closed;
+    done_ = true;
+    error_ = error;
+    if (error != 0) out_.clear();
+    changed(POLLIN | POLLOUT | POLLRDHUP | POLLHUP | (error != 0 ? POLLERR : 0));
+    host_.ended(*this);
+  }
+
+  tcp_host& host_;
+  int family_;
+  phase phase_ = phase::closed;
+  std::uint64_t flow_ = 0;
+  int remote_host_ = 0;
+  bool in_progress_ = false;  // connect(2) has not told the outcome yet
+  bool done_ = false;         // it was a connection, or tried to become one
+  bool orphan_ = false;       // no descriptor any more
+  int error_ = 0;
+
+  std::size_t send_max_ = 0;
+  std::string out_;  // from the first byte that is not acknowledged
+  std::uint64_t acknowledged_ = 0;
+  std::uint64_t sent_ = 0;
+  std::uint64_t limit_ = 0;  // what the peer lets us send, in all
+  bool shut_write_ = false;
+  bool fin_sent_ = false;
+  bool fin_acknowledged_ = false;
+  bool wants_room_ = false;  // a send did not take everything
+
+  std::size_t receive_max_ = 0;
+  std::string in_;
+  std::size_t in_read_ = 0;
+  std::uint64_t received_ = 0;
+  std::uint64_t offered_ = 0;  // what we have told the peer it may send, in all
+  bool shut_read_ = false;
+  bool fin_received_ = false;
+
+  int backlog_ = 0;
+  std::size_t waiting_for_ack_ = 0;
+  std::deque<std::shared_ptr<tcp_socket>> pending_;
+  std::deque<std::shared_ptr<tcp_socket>> accepted_;
+  tcp_socket* listener_ = nullptr;
+};
+
+}  // namespace coax::inline COAX_ABI::sim
