@@ -4,8 +4,11 @@
 
 #include "../catch.hpp"
 #include "../io/each_backend.hpp"
+#include "../sim/conformance.hpp"
 
 #include <coax/io/unique_fd.hpp>
+#include <coax/net/connect.hpp>
+#include <coax/net/listener.hpp>
 #include <coax/net/stream.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
@@ -100,9 +103,10 @@ class stream_pair {
   coax::stream far;
 };
 
-/// Runs `body(near, far)`, a coroutine, over TCP and over a Unix socket, on every backend.
+/// Runs `body(near, far)`, a coroutine, over TCP and over a Unix socket, on every backend that has
+/// the real kernel below it.
 template <class Body>
-void on_each_pair(Body&& body) {
+void on_each_kernel_pair(Body&& body) {
   for (const transport t : {transport::tcp, transport::unix_socket}) {
     INFO("over " << name_of(t));
     on_each_backend([&]() -> coax::task<> {
@@ -110,6 +114,19 @@ void on_each_pair(Body&& body) {
       co_await body(both.near, both.far);
     });
   }
+}
+
+/// As on_each_kernel_pair, and in simulation over TCP.
+template <class Body>
+void on_each_pair(Body&& body) {
+  on_each_kernel_pair(body);
+  on_simulation([&]() -> coax::task<> {
+    auto listening = coax::listener::bind("127.0.0.1:0").value();
+    auto near = co_await coax::connect(listening.local_endpoint().value());
+    auto far = co_await listening.accept();
+    listening.close();
+    co_await body(*near, *far);
+  });
 }
 
 // --- bytes ---

@@ -259,7 +259,7 @@ TEST_CASE("a peer that reset is no reason to linger") {
 }
 
 TEST_CASE("close that is not awaited, or is cancelled, closes at once") {
-  on_each_pair([](stream& near, stream& far) -> task<> {
+  on_each_kernel_pair([](stream& near, stream& far) -> task<> {
     stream_pair other(transport::tcp);
     {
       const task<coax::result<void>> never_awaited = near.close();

@@ -142,7 +142,7 @@ TEST_CASE("a write cut off in the middle by its timeout fails those that follow"
 }
 
 TEST_CASE("a write cut off in the middle by a cancellation fails those that follow") {
-  on_each_pair([](stream& near, stream& far) -> task<> {
+  on_each_kernel_pair([](stream& near, stream& far) -> task<> {
     for (int given = 1; given < 4; ++given) {
       outcome how;
       co_await coax::with_scope([&](coax::scope& s) -> task<> {

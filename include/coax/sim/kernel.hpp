@@ -290,7 +290,9 @@ class kernel final : public syscalls, private file_owner {
     ready_.push_back(files_[index_of(f.fd)]);
   }
 
+  /// The end of a call.
   int note(std::string_view what, int about, int result) {
+    tcp_.deliver_local();
     const int base = first_descriptor();
     engine_.note(tcp_.index(), what, about >= base ? about - base : about,
                  result >= base ? result - base : result);

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <set>
 #include <string>
@@ -65,6 +66,7 @@ class network {
   std::uint64_t new_flow() noexcept { return ++last_flow_; }
 
   void send(packet p) {
+    if (p.from_host == p.to_host) return local_.push_back(std::move(p));
     flow& f = flows_[p.flow];
     p.number = f.sent++;
     if (p.what == packet::kind::syn && engine_.decide.chance(engine_.how.hang)) {
@@ -74,6 +76,18 @@ class network {
     // The rest of an attempt that is not answered is not carried either.
     if (f.hangs) return hold(std::move(p));
     carry(std::move(p));
+  }
+
+  /// Brings what hosts have sent to themselves: it is there when the call that sent it returns, as
+  /// over a loopback interface.
+  void deliver_local() {
+    if (std::exchange(delivering_, true)) return;
+    while (!local_.empty()) {
+      packet p = std::move(local_.front());
+      local_.pop_front();
+      deliver(p);
+    }
+    delivering_ = false;
   }
 
   /// Cuts the way from one host to another, in that direction.
@@ -141,17 +155,15 @@ class network {
 
   void carry(packet p) {
     clock::time_point arrival = engine_.now;
-    if (p.from_host != p.to_host) {
-      if (engine_.how.rate > 0) {
-        clock::time_point& busy_until = busy_until_[{p.from_host, p.to_host}];
-        constexpr std::uint64_t second = 1'000'000'000;
-        const auto time =
-            static_cast<clock::rep>((p.bytes.size() + header_bytes) * second / engine_.how.rate);
-        busy_until = std::max(busy_until, engine_.now) + clock::duration(time);
-        arrival = busy_until;
-      }
-      arrival += engine_.decide.between(engine_.how.latency);
+    if (engine_.how.rate > 0) {
+      clock::time_point& busy_until = busy_until_[{p.from_host, p.to_host}];
+      constexpr std::uint64_t second = 1'000'000'000;
+      const auto time =
+          static_cast<clock::rep>((p.bytes.size() + header_bytes) * second / engine_.how.rate);
+      busy_until = std::max(busy_until, engine_.now) + clock::duration(time);
+      arrival = busy_until;
     }
+    arrival += engine_.decide.between(engine_.how.latency);
     flow& f = flows_[p.flow];
     if (p.flow != 0) f.last_arrival = arrival = std::max(arrival, f.last_arrival);
     const std::uint64_t in_order = p.flow;
@@ -201,6 +213,8 @@ class network {
   std::map<std::uint64_t, flow> flows_;
   std::map<std::uint64_t, held> held_;
   std::map<std::pair<int, int>, clock::time_point> busy_until_;
+  std::deque<packet> local_;
+  bool delivering_ = false;
   std::uint64_t last_flow_ = 0;
   std::uint64_t last_held_ = 0;
 };

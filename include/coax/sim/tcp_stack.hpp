@@ -108,6 +108,8 @@ class tcp_stack final : public receiver, public tcp_host {
     up_ = up;
     if (up) network_.release();
   }
+  /// What this host sends to itself arrives.
+  void deliver_local() { network_.deliver_local(); }
   std::size_t connections() const noexcept { return connections_.size(); }
 
   // --- receiver ---

@@ -233,10 +233,12 @@ class world final : private host_names {
       return true;
     }
     const auto picked = static_cast<std::size_t>(engine_.decide.choose(ready.size() + due.size()));
-    if (picked >= ready.size())
+    if (picked >= ready.size()) {
       engine_.events.run(due[picked - ready.size()]);
-    else if (const std::exception_ptr failure = ready[picked]->run())
+      network_.deliver_local();
+    } else if (const std::exception_ptr failure = ready[picked]->run()) {
       std::rethrow_exception(failure);
+    }
     for (const named_invariant& each : invariants_)
       if (!each.holds()) throw_violated(each.name);
     return true;
