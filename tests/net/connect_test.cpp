@@ -138,7 +138,7 @@ TEST_CASE("an address that cannot be reached") {
 }
 
 TEST_CASE("an endpoint that is none is an invalid argument") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     auto client = co_await coax::connect(endpoint());
     CHECK(client.error() == std::errc::invalid_argument);
   });
@@ -185,7 +185,7 @@ TEST_CASE("connecting can be cancelled, at every step") {
 }
 
 TEST_CASE("a connection made together with its cancellation is delivered or closed") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     for (int given = 0; given < 5; ++given) {
       auto from = listener::bind("127.0.0.1:0");
       REQUIRE(from);
@@ -311,7 +311,7 @@ TEST_CASE("a connect that is interrupted goes on") {
 }
 
 TEST_CASE("many connections are made at once") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     auto from = listener::bind("127.0.0.1:0");
     REQUIRE(from);
     constexpr std::size_t count = 100;

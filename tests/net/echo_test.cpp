@@ -108,7 +108,7 @@ task<> with_server(int workers, coax::clock::duration idle, counts& seen, Client
 }  // namespace
 
 TEST_CASE("ten clients and four workers: all are served, four at a time") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     counts seen;
     int done = 0;
     const auto clients = [&](coax::endpoint where) -> task<> {
@@ -126,7 +126,7 @@ TEST_CASE("ten clients and four workers: all are served, four at a time") {
 }
 
 TEST_CASE("one worker serves clients one after the other") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     counts seen;
     int done = 0;
     const auto clients = [&](coax::endpoint where) -> task<> {
@@ -139,7 +139,7 @@ TEST_CASE("one worker serves clients one after the other") {
 }
 
 TEST_CASE("clients that say nothing are dropped, and their workers serve others") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     counts seen;
     int done = 0;
     const auto clients = [&](coax::endpoint where) -> task<> {
@@ -163,7 +163,7 @@ TEST_CASE("clients that say nothing are dropped, and their workers serve others"
 }
 
 TEST_CASE("a client that never reads does not hold up the others, and is dropped") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     counts seen;
     int done = 0;
     std::error_code never_reads;
@@ -187,7 +187,7 @@ TEST_CASE("a client that never reads does not hold up the others, and is dropped
 }
 
 TEST_CASE("clients that go in the middle of a message leave the workers to others") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     counts seen;
     int done = 0;
     const auto clients = [&](coax::endpoint where) -> task<> {
@@ -198,8 +198,8 @@ TEST_CASE("clients that go in the middle of a message leave the workers to other
         REQUIRE(sent);
         if (i % 3 == 0) {
           const linger at_once{1, 0};
-          REQUIRE(::setsockopt(conn->native_handle(), SOL_SOCKET, SO_LINGER, &at_once,
-                               sizeof at_once) == 0);
+          REQUIRE(coax::syscalls::current().setsockopt(conn->native_handle(), SOL_SOCKET, SO_LINGER,
+                                                       &at_once, sizeof at_once) == 0);
         }
         if (i % 3 == 1) co_await turns(i % 5);
       }
@@ -212,7 +212,7 @@ TEST_CASE("clients that go in the middle of a message leave the workers to other
 }
 
 TEST_CASE("busy workers that are cancelled close their connections") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     auto from = listener::bind("127.0.0.1:0");
     REQUIRE(from);
     idle_workers g_readwrite;

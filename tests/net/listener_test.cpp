@@ -85,7 +85,7 @@ static_assert(std::is_trivially_destructible_v<
               coax::listen_options>);  // so g++ 12 takes it inside a co_await
 
 TEST_CASE("a listener is bound from text and knows its real port") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     auto bound = listener::bind("127.0.0.1:0");
     REQUIRE(bound);
     CHECK(bound->is_open());
@@ -98,7 +98,7 @@ TEST_CASE("a listener is bound from text and knows its real port") {
 }
 
 TEST_CASE("a listener is bound from an endpoint") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     auto bound = listener::bind(coax::endpoint::ip("127.0.0.1", 0).value());
     REQUIRE(bound);
     co_await check_serves(*bound, bound->local_endpoint().value());
@@ -205,7 +205,7 @@ TEST_CASE("v6only decides whether an IPv6 listener takes IPv4 connections") {
     WARN("no IPv6 on this machine: not tested");
     return;
   }
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     for (const bool v6only : {false, true}) {
       coax::listen_options how;
       how.v6only = v6only;
@@ -272,7 +272,7 @@ TEST_CASE("many connections are accepted in the order in which they came") {
 }
 
 TEST_CASE("a closed listener fails accept with bad_file_descriptor") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     auto from = listener::bind("127.0.0.1:0");
     REQUIRE(from);
     from->close();
@@ -284,7 +284,7 @@ TEST_CASE("a closed listener fails accept with bad_file_descriptor") {
 
 TEST_CASE("closing a listener tells the task that accepts, and refuses the next") {
   for (int given = 1; given < 4; ++given) {
-    on_each_backend([&]() -> task<> {
+    on_each_backend_and_simulation([&]() -> task<> {
       auto from = listener::bind("127.0.0.1:0");
       REQUIRE(from);
       const auto where = from->local_endpoint().value();
