@@ -25,18 +25,6 @@
 
 namespace coax::inline COAX_ABI::sim {
 
-/// The names of the hosts of a world.
-class host_names {
- public:
-  virtual std::string address_of(std::string_view host) const = 0;
-
- protected:
-  host_names() = default;
-  host_names(const host_names&) = default;
-  host_names& operator=(const host_names&) = default;
-  ~host_names() = default;
-};
-
 /// A machine of a simulated world that runs one program on one reactor.
 ///
 /// Lifetime  the world's.
@@ -184,7 +172,7 @@ class host final : private host_services {
 
  private:
   void boot() {
-    kernel_ = std::make_unique<kernel>(engine_, tcp_, faults_, fds_max_);
+    kernel_ = std::make_unique<kernel>(engine_, names_, tcp_, faults_, fds_max_);
     signals_ = std::make_unique<host_signals>();
     dead_time_.reset();
     paused_ = false;
@@ -229,7 +217,6 @@ class host final : private host_services {
 
   clock::time_point now() const noexcept override { return dead_time_.value_or(engine_.now); }
   task<int> wait_for_signal(std::uint64_t wanted) override { return signals_->wait(wanted); }
-  std::string address_of(std::string_view of) const override { return names_.address_of(of); }
 
   engine& engine_;
   const host_names& names_;

@@ -16,7 +16,6 @@
 #include <functional>
 #include <list>
 #include <optional>
-#include <string>
 #include <string_view>
 #include <utility>
 
@@ -27,8 +26,6 @@ class host_services {
  public:
   virtual clock::time_point now() const noexcept = 0;
   virtual task<int> wait_for_signal(std::uint64_t wanted) = 0;
-  /// The IP address of another host; empty for an unknown one.
-  virtual std::string address_of(std::string_view host) const = 0;
 
  protected:
   host_services() = default;
@@ -72,12 +69,9 @@ class host_reactor : public Base, public driven_loop {
   clock::time_point now() const noexcept final { return services_.now(); }
   void wake() noexcept final { kernel_.wake(); }
   std::string_view backend() const noexcept final { return "simulation"; }
-  bool is_simulated() const noexcept final { return true; }
+  bool runs_blocking_inline() const noexcept final { return true; }
   std::optional<task<int>> own_signals(std::uint64_t wanted) final {
     return services_.wait_for_signal(wanted);
-  }
-  std::optional<std::string> own_address_of(std::string_view host) const final {
-    return services_.address_of(host);
   }
 
  protected:

@@ -24,11 +24,26 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 namespace coax::inline COAX_ABI::sim {
+
+/// The names of the hosts of a world.
+class host_names {
+ public:
+  /// The number of a host, or -1.
+  virtual int find(std::string_view host) const = 0;
+
+ protected:
+  host_names() = default;
+  host_names(const host_names&) = default;
+  host_names& operator=(const host_names&) = default;
+  ~host_names() = default;
+};
 
 /// A descriptor that stands for several others.
 class file_set final : public file {
@@ -58,8 +73,8 @@ class file_set final : public file {
 /// become ready. Nothing here ever waits.
 class kernel final : public syscalls, private file_owner {
  public:
-  kernel(engine& e, tcp_stack& tcp, call_faults& faults, int fds_max)
-      : engine_(e), tcp_(tcp), faults_(faults), fds_max_(fds_max) {}
+  kernel(engine& e, const host_names& names, tcp_stack& tcp, call_faults& faults, int fds_max)
+      : engine_(e), names_(names), tcp_(tcp), faults_(faults), fds_max_(fds_max) {}
   kernel(const kernel&) = delete;
   kernel& operator=(const kernel&) = delete;
   ~kernel() override { close_all(); }
@@ -233,6 +248,8 @@ class kernel final : public syscalls, private file_owner {
   int poll(pollfd* fds, std::size_t count) noexcept override;
 
   std::uint64_t random() noexcept override { return engine_.decide.bits(); }
+  std::optional<int> look_up(const std::string& host,
+                             std::vector<sockaddr_storage>& found) override;
 
  private:
   template <class Is>
@@ -320,6 +337,7 @@ class kernel final : public syscalls, private file_owner {
   }
 
   engine& engine_;
+  const host_names& names_;
   tcp_stack& tcp_;
   call_faults& faults_;
   int fds_max_;

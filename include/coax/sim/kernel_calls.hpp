@@ -5,6 +5,9 @@
 #include <coax/config.hpp>
 #include <coax/sim/kernel.hpp>
 
+#include <arpa/inet.h>
+#include <netdb.h>
+
 namespace coax::inline COAX_ABI::sim {
 
 inline int kernel::setsockopt(int fd, int level, int option, const void* value,
@@ -159,6 +162,26 @@ inline int kernel::connect(int fd, const sockaddr* to, socklen_t size) noexcept 
   if (const int bad = read_address(s->family(), to, size, where); bad < 0) return bad;
   const int answer = tcp_.connect(s, where);
   return note("connect", fd, error == EINTR && answer == -EINPROGRESS ? -EINTR : answer);
+}
+
+inline std::optional<int> kernel::look_up(const std::string& host,
+                                          std::vector<sockaddr_storage>& found) {
+  const auto add = [&](const address& a) {
+    sockaddr_storage made{};
+    socklen_t size = sizeof(made);
+    write_address(a.is_v4() ? AF_INET : AF_INET6, a, reinterpret_cast<sockaddr*>(&made), &size);
+    found.push_back(made);
+    return 0;
+  };
+  address numeric;
+  if (::inet_pton(AF_INET6, host.c_str(), numeric.ip.data()) == 1) return add(numeric);
+  numeric = address::any(true);
+  if (::inet_pton(AF_INET, host.c_str(), &numeric.ip[12]) == 1) return add(numeric);
+  if (host == "localhost") return add(address::loopback(true));
+  const int index = names_.find(host);
+  engine_.note(tcp_.index(), "look up", index);
+  if (index < 0) return EAI_NONAME;
+  return add(address::of_host(index, true));
 }
 
 inline int kernel::poll(pollfd* fds, std::size_t count) noexcept {

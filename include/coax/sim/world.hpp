@@ -9,6 +9,7 @@
 #include <coax/sim/program.hpp>
 #include <coax/task/awaitable.hpp>
 #include <coax/task/clock.hpp>
+#include <coax/task/dump.hpp>
 #include <coax/task/result.hpp>
 
 #include <charconv>
@@ -186,7 +187,7 @@ class world final : private host_names {
   const std::vector<decision>& decisions() const noexcept { return engine_.decide.decisions(); }
   const sim::options& how() const noexcept { return engine_.how; }
 
-  /// Which programs have not ended, and what they have open.
+  /// Which programs have not ended, what they have open, and what each of their tasks waits for.
   std::string waiting() const {
     std::string all;
     for (const auto& each : hosts_) {
@@ -195,6 +196,7 @@ class world final : private host_names {
              std::to_string(each->open_streams()) + " streams, " +
              std::to_string(each->open_fds()) + " descriptors, " +
              std::to_string(each->loop().in_flight()) + " operations\n";
+      all += tasks_of(each->loop());
     }
     return all;
   }
@@ -251,10 +253,10 @@ class world final : private host_names {
     return next;
   }
 
-  std::string address_of(std::string_view name) const override {
+  int find(std::string_view name) const override {
     for (const auto& each : hosts_)
-      if (each->name() == name) return each->address();
-    return {};
+      if (each->name() == name) return each->index();
+    return -1;
   }
 
   std::string seconds() const {
@@ -269,6 +271,18 @@ class world final : private host_names {
   }
   [[noreturn]] void throw_violated(const std::string& name) const {
     throw violated("coax: after " + seconds() + ": " + name + " does not hold");
+  }
+
+  static std::string tasks_of(const coax::loop& l) {
+    char* text = nullptr;
+    std::size_t size = 0;
+    std::FILE* to = ::open_memstream(&text, &size);
+    if (to == nullptr) return {};
+    dump(l, to);
+    std::fclose(to);
+    std::string tree(text, size);
+    std::free(text);
+    return tree;
   }
 
   static std::uint64_t seed_of(const options& o) {
