@@ -4,8 +4,8 @@
 
 #include <coax/io/choose.hpp>
 #include <coax/io/fd.hpp>
-#include <coax/io/statistics.hpp>
 #include <coax/io/random.hpp>
+#include <coax/io/statistics.hpp>
 #include <coax/net/connect.hpp>
 #include <coax/net/endpoint.hpp>
 #include <coax/net/listener.hpp>
@@ -14,7 +14,12 @@
 #include <coax/process/run.hpp>
 #include <coax/process/signals.hpp>
 #include <coax/process/threads.hpp>
+#include <coax/sync/channel.hpp>
+#include <coax/sync/condition.hpp>
 #include <coax/sync/event.hpp>
+#include <coax/sync/limited_scope.hpp>
+#include <coax/sync/mutex.hpp>
+#include <coax/sync/semaphore.hpp>
 #include <coax/sync/worker_stack.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/dump.hpp>
