@@ -1,0 +1,558 @@
+#include "../catch.hpp"
+#include "echo_server.hpp"
+
+#include <coax/io/random.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <optional>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+namespace sim = coax::sim;
+using namespace std::chrono_literals;
+using coax::stream;
+using coax::task;
+using simulated::server_at;
+
+namespace {
+
+using opened = std::optional<stream>;
+
+/// Accepts one connection, keeps it in `into` and stays.
+task<> accept_and_hold(opened& into) {
+  auto from = coax::listener::bind("0.0.0.0:9000").value();
+  auto conn = co_await from.accept();
+  into.emplace(std::move(*conn));
+  co_await coax::sleep_for(1000h);
+}
+
+/// Echoes on one connection after the other, without an end.
+task<> echo_one_by_one() {
+  auto from = coax::listener::bind("0.0.0.0:9000").value();
+  std::array<std::byte, 4096> buf;
+  while (auto conn = co_await from.accept())
+    while (auto n = co_await conn->read(buf)) {
+      auto sent = co_await conn->write(std::span(buf).first(*n));
+      if (!sent) break;
+    }
+}
+
+/// Listens, and accepts nobody.
+task<> only_listen(coax::listen_options how) {
+  auto from = coax::listener::bind("0.0.0.0:9000", how).value();
+  co_await coax::sleep_for(1000h);
+}
+
+task<> idle() { co_await coax::sleep_for(1000h); }
+
+task<> connect_once(std::error_code& outcome, coax::clock::duration& took) {
+  const auto began = coax::now();
+  auto conn = co_await coax::connect(server_at());
+  outcome = conn.error();
+  took = coax::now() - began;
+}
+
+/// Writes `text`, reads as much back, and notes when it was there.
+task<> ping(std::string text, std::string& got, coax::clock::time_point& at) {
+  auto conn = co_await coax::connect(server_at());
+  REQUIRE(conn);
+  auto sent = co_await conn->write(text);
+  REQUIRE(sent);
+  std::vector<std::byte> back(text.size());
+  auto n = co_await conn->read_exactly(back);
+  got = n ? std::string(reinterpret_cast<const char*>(back.data()), back.size())
+          : n.error().message();
+  at = coax::now();
+  co_await idle();
+}
+
+}  // namespace
+
+TEST_CASE("an idle client is dropped after a minute, in no time") {
+  for (const auto completion : {sim::completion::readiness, sim::completion::ring}) {
+    sim::world w{{.seed = 7, .latency = {1ms, 20ms}, .completion = completion, .short_io = 0.3}};
+    simulated::counts seen;
+    auto& server = w.host("srv", simulated::serve, std::ref(seen), 3);
+    std::string got;
+    coax::clock::time_point at;
+    w.host("cli", ping, std::string("hello"), std::ref(got), std::ref(at));
+    w.run_for(1min);
+    CHECK(got == "hello");
+    CHECK(server.open_streams() == 1);
+    w.run_for(1min);
+    CHECK(w.now() - w.start() == 2min);
+    CHECK(server.open_streams() == 0);
+    CHECK(seen.closed == 1);
+  }
+}
+
+TEST_CASE("the same seed gives the same trace, and another another") {
+  const auto hash_of = [](std::uint64_t seed) {
+    sim::world w{{.seed = seed, .latency = {1ms, 20ms}, .short_io = 0.3}};
+    simulated::counts seen;
+    w.host("srv", simulated::serve, std::ref(seen), 3);
+    std::string got;
+    coax::clock::time_point at;
+    w.host("cli", ping, std::string("hello"), std::ref(got), std::ref(at));
+    w.run_for(2min);
+    return w.trace_hash();
+  };
+  CHECK(hash_of(1) == hash_of(1));
+  std::set<std::uint64_t> hashes;
+  for (std::uint64_t seed = 0; seed < 20; ++seed) hashes.insert(hash_of(seed));
+  CHECK(hashes.size() == 20);
+}
+
+TEST_CASE("a run is replayed from its decisions") {
+  const sim::options how{.latency = {1ms, 20ms}, .short_io = 0.3, .eintr = 0.1};
+  const auto run = [&](sim::oracle decide) {
+    sim::world w(how, decide);
+    simulated::counts seen;
+    w.host("srv", simulated::serve, std::ref(seen), 3);
+    std::string got;
+    coax::clock::time_point at;
+    w.host("cli", ping, std::string("hello"), std::ref(got), std::ref(at));
+    w.run_for(2min);
+    return std::pair(w.trace_hash(), w.decisions());
+  };
+  const auto [hash, decisions] = run(sim::oracle(3));
+  const auto [again, same] = run(sim::oracle::replaying(decisions));
+  CHECK(hash == again);
+  CHECK(same.size() == decisions.size());
+}
+
+TEST_CASE("COAX_SIM_SEED overrules the seed") {
+  ::setenv("COAX_SIM_SEED", "42", 1);
+  {
+    const sim::world w{{.seed = 7}};
+    CHECK(w.how().seed == 42);
+  }
+  ::setenv("COAX_SIM_SEED", "many", 1);
+  CHECK_THROWS_AS(sim::world(), std::invalid_argument);
+  ::unsetenv("COAX_SIM_SEED");
+}
+
+TEST_CASE("the trace names time, host and event") {
+  sim::world w;
+  w.host("srv", idle);
+  std::error_code outcome;
+  coax::clock::duration took{};
+  w.host("cli", connect_once, std::ref(outcome), std::ref(took));
+  w.run_for(10s);
+  CHECK(w.trace().find("0.000000000 cli connect(1) = -115") != std::string::npos);
+  CHECK(w.trace().find("cli exit") != std::string::npos);
+}
+
+TEST_CASE("packets take as long as the latency and the rate say") {
+  std::string got;
+  coax::clock::time_point at;
+  {
+    sim::world w{{.latency = {10ms, 10ms}}};
+    w.host("srv", echo_one_by_one);
+    w.host("cli", ping, std::string("x"), std::ref(got), std::ref(at));
+    w.run_for(1s);
+    CHECK(at - w.start() == 40ms);  // there and back to connect, and again for the byte
+  }
+  sim::world w{{.rate = 100'000}};
+  std::size_t received = 0;
+  const auto sink = [&]() -> task<> {
+    auto from = coax::listener::bind("0.0.0.0:9000").value();
+    auto conn = co_await from.accept();
+    std::array<std::byte, 4096> buf;
+    while (auto n = co_await conn->read(buf)) received += *n;
+    at = coax::now();
+  };
+  w.host("srv", sink);
+  const auto pour = [&]() -> task<> {
+    auto conn = co_await coax::connect(server_at());
+    auto sent = co_await conn->write(std::string(1'000'000, 'x'));
+    CHECK(sent);
+  };
+  w.host("cli", pour);
+  w.run_for(1h);
+  CHECK(received == 1'000'000);
+  CHECK(at - w.start() > 10s);
+  CHECK(at - w.start() < 25s);
+}
+
+TEST_CASE("a peer that does not read stops the writer") {
+  sim::world w;
+  opened held;
+  w.host("srv", accept_and_hold, std::ref(held));
+  std::size_t written = 0;
+  const auto pour = [&]() -> task<> {
+    auto conn = co_await coax::connect(server_at());
+    const std::vector<std::byte> block(1000);
+    while (auto n = co_await conn->write(block)) written += *n;
+  };
+  w.host("cli", pour);
+  w.run_for(1h);
+  CHECK(written >= 100'000);
+  CHECK(written <= 2 * 64 * 1024);
+  held.reset();
+}
+
+TEST_CASE("connecting: refused, unreachable, and never answered") {
+  std::error_code outcome;
+  coax::clock::duration took{};
+  SECTION("where nobody listens it is refused after a round trip") {
+    sim::world w{{.latency = {10ms, 10ms}}};
+    w.host("srv", idle);
+    w.host("cli", connect_once, std::ref(outcome), std::ref(took));
+    w.run_for(1min);
+    CHECK(outcome == std::errc::connection_refused);
+    CHECK(took == 20ms);
+  }
+  SECTION("an address that no host has is unreachable after three seconds") {
+    sim::world w;
+    const auto to_nobody = [&]() -> task<> {
+      auto conn = co_await coax::connect(server_at(77));
+      outcome = conn.error();
+      took = coax::now() - w.start();
+    };
+    w.host("cli", to_nobody);
+    w.run_for(1min);
+    CHECK(outcome == std::errc::host_unreachable);
+    CHECK(took == 3s);
+  }
+  SECTION("another network is unreachable at once") {
+    sim::world w;
+    const auto abroad = [&]() -> task<> {
+      auto conn = co_await coax::connect(coax::endpoint::parse("192.0.2.1:80").value());
+      outcome = conn.error();
+    };
+    w.host("cli", abroad);
+    w.run_for(1min);
+    CHECK(outcome == std::errc::network_unreachable);
+  }
+  SECTION("one that hangs times out after two minutes") {
+    sim::world w{{.hang = 1}};
+    w.host("srv", echo_one_by_one);
+    w.host("cli", connect_once, std::ref(outcome), std::ref(took));
+    w.run_for(1h);
+    CHECK(outcome == std::errc::timed_out);
+    CHECK(took == 127s);
+  }
+  SECTION("so does one to a host that is down") {
+    sim::world w;
+    auto& server = w.host("srv", echo_one_by_one);
+    server.crash();
+    w.host("cli", connect_once, std::ref(outcome), std::ref(took));
+    w.run_for(1h);
+    CHECK(outcome == std::errc::timed_out);
+    CHECK(took == 127s);
+  }
+}
+
+TEST_CASE("a partition holds back what is sent until it heals") {
+  sim::world w{{.latency = {1ms, 1ms}}};
+  auto& server = w.host("srv", echo_one_by_one);
+  std::string got;
+  coax::clock::time_point at;
+  const auto later = [&]() -> task<> {
+    auto conn = co_await coax::connect(server_at());
+    co_await coax::sleep_for(10s);
+    auto sent = co_await conn->write("abc");
+    CHECK(sent);
+    sent = co_await conn->write("def");
+    CHECK(sent);
+    std::array<std::byte, 6> back;
+    auto n = co_await conn->read_exactly(back);
+    got = n ? "all" : n.error().message();
+    at = coax::now();
+  };
+  auto& client = w.host("cli", later);
+  w.run_for(5s);
+  SECTION("both ways") {
+    w.partition(server, client);
+    w.run_for(60s);
+    CHECK(got.empty());
+    w.heal(server, client);
+    w.run_for(60s);
+    CHECK(got == "all");
+    CHECK(at - w.start() == 65s + 2ms);
+  }
+  SECTION("one way") {
+    w.partition_one_way(server, client);
+    w.run_for(60s);
+    CHECK(got.empty());
+    CHECK(w.trace().find("srv send(2) = 3") != std::string::npos);  // that way is open
+    w.heal();
+    w.run_for(60s);
+    CHECK(got == "all");
+  }
+  SECTION("for longer than TCP has patience") {
+    w.partition(server, client);
+    w.run_for(1h);
+    CHECK(got == std::make_error_code(std::errc::timed_out).message());
+  }
+}
+
+TEST_CASE("a host that crashes is silent, and resets what it does not know once it is back") {
+  sim::world w{{.latency = {1ms, 1ms}}};
+  auto& server = w.host("srv", echo_one_by_one);
+  std::vector<std::string> heard;
+  const auto talk = [&]() -> task<> {
+    auto conn = co_await coax::connect(server_at());
+    std::array<std::byte, 8> buf;
+    while (true) {
+      co_await coax::sleep_for(10s);
+      auto sent = co_await conn->write("x");
+      auto n = sent ? co_await coax::within(5s, conn->read(buf)) : sent;
+      heard.push_back(n ? "x" : n.error().message());
+      if (!n && n.error() != std::errc::timed_out) break;
+    }
+  };
+  w.host("cli", talk);
+  w.run_for(15s);
+  server.crash();
+  CHECK(!server.is_running());
+  CHECK(server.open_fds() == 0);
+  w.run_for(27s);
+  server.restart();
+  CHECK(server.is_running());
+  w.run_for(1min);
+  const std::string silence = std::make_error_code(std::errc::timed_out).message();
+  REQUIRE(heard.size() == 4);
+  CHECK(heard[0] == "x");
+  CHECK(heard[1] == silence);
+  CHECK(heard[2] == silence);
+  CHECK(heard[3] == std::make_error_code(std::errc::connection_reset).message());
+}
+
+TEST_CASE("a program that is killed leaves its connections to its kernel, which closes them") {
+  sim::world w{{.latency = {1ms, 1ms}}};
+  auto& server = w.host("srv", echo_one_by_one);
+  std::string got;
+  coax::clock::time_point at;
+  const auto wait_for_end = [&]() -> task<> {
+    auto conn = co_await coax::connect(server_at());
+    std::array<std::byte, 8> buf;
+    auto n = co_await conn->read(buf);
+    got = n.error().message();
+  };
+  w.host("cli", wait_for_end);
+  w.run_for(1s);
+  server.kill();
+  w.run_for(1s);
+  CHECK(got == make_error_code(coax::errc::end_of_stream).message());
+  std::error_code outcome;
+  coax::clock::duration took{};
+  w.host("late", connect_once, std::ref(outcome), std::ref(took));
+  w.run_for(1s);
+  CHECK(outcome == std::errc::connection_refused);
+}
+
+TEST_CASE("signals: told to who waits, kept for who waits later, deadly to who never does") {
+  sim::world w;
+  std::vector<int> got;
+  const auto waits = [&]() -> task<> {
+    for (int i = 0; i < 2; ++i) {
+      const int number = co_await coax::signals({SIGTERM, SIGHUP});
+      got.push_back(number);
+      co_await coax::sleep_for(1min);
+    }
+  };
+  auto& first = w.host("first", waits);
+  auto& second = w.host("second", idle);
+  w.run_for(1s);
+  first.signal(SIGHUP);
+  w.run_for(1s);
+  CHECK(got == std::vector{SIGHUP});
+  first.signal(SIGTERM);
+  w.run_for(5min);
+  CHECK(got == std::vector{SIGHUP, SIGTERM});
+  CHECK(!first.is_running());
+  second.signal(SIGCHLD);
+  CHECK(second.is_running());
+  second.signal(SIGTERM);
+  CHECK(!second.is_running());
+}
+
+TEST_CASE("a paused host does not run, and its kernel goes on") {
+  sim::world w;
+  auto& server = w.host("srv", echo_one_by_one);
+  w.run_for(1s);
+  server.pause();
+  std::string got;
+  coax::clock::time_point at;
+  w.host("cli", ping, std::string("hello"), std::ref(got), std::ref(at));
+  w.run_for(10s);
+  CHECK(got.empty());
+  CHECK(server.connections() == 1);
+  server.resume();
+  w.run_for(1s);
+  CHECK(got == "hello");
+}
+
+TEST_CASE("a server that runs out of descriptors serves those who wait when it has some again") {
+  sim::world w;
+  simulated::counts seen;
+  auto& server = w.host("srv", simulated::serve, std::ref(seen), 10);
+  server.limit_fds(4);  // its wake-up, the listener, and two connections
+  int served = 0;
+  const auto client = [&]() -> task<> {
+    auto conn = co_await coax::connect(server_at());
+    auto sent = co_await conn->write("x");
+    std::array<std::byte, 1> back;
+    auto n = co_await conn->read_exactly(back);
+    if (sent && n) ++served;
+    co_await coax::sleep_for(10s);
+  };
+  for (int i = 0; i < 4; ++i) w.host("cli" + std::to_string(i), client);
+  w.run_for(5s);
+  CHECK(served == 2);
+  CHECK(server.open_fds() == 3);
+  w.run_for(20s);
+  CHECK(served == 4);
+}
+
+TEST_CASE("a full backlog makes clients wait and try again") {
+  sim::world w;
+  coax::listen_options how;
+  how.backlog = 1;
+  auto& server = w.host("srv", only_listen, how);
+  std::array<std::error_code, 4> outcome;
+  std::array<coax::clock::duration, 4> took{};
+  for (std::size_t i = 0; i < 4; ++i)
+    w.host("cli" + std::to_string(i), connect_once, std::ref(outcome[i]), std::ref(took[i]));
+  w.run_for(1h);
+  const auto connected =
+      std::count_if(outcome.begin(), outcome.end(), [](const std::error_code& e) { return !e; });
+  CHECK(connected == 2);  // Linux takes one more than it was told
+  CHECK(std::count(outcome.begin(), outcome.end(), std::errc::timed_out) == 2);
+  CHECK(server.open_streams() == 0);
+}
+
+TEST_CASE("a planned fault hits the call it names") {
+  sim::world w;
+  w.host("srv", echo_one_by_one);
+  std::string got;
+  coax::clock::time_point at;
+  auto& client = w.host("cli", ping, std::string("hello"), std::ref(got), std::ref(at));
+  SECTION("an interruption is nobody's concern") {
+    client.on("recv").nth(1, EINTR).nth(2, EINTR).nth(3, EAGAIN);
+    w.run_for(1s);
+    CHECK(got == "hello");
+    CHECK(client.on("recv").count() >= 4);
+  }
+  SECTION("a reset is") {
+    client.on("recv").nth(1, ECONNRESET);
+    w.run_for(1s);
+    CHECK(got == std::make_error_code(std::errc::connection_reset).message());
+  }
+  CHECK_THROWS_AS(client.on("mmap"), std::invalid_argument);
+}
+
+TEST_CASE("random numbers and names are the world's") {
+  const auto draw = [](std::uint64_t seed) {
+    sim::world w{{.seed = seed}};
+    std::uint64_t drawn = 0;
+    int answer = -1;
+    std::vector<sockaddr_storage> found;
+    const auto program = [&]() -> task<> {
+      drawn = coax::random();
+      answer = coax::syscalls::current().look_up("other", found).value();
+      co_return;
+    };
+    w.host("one", program);
+    w.host("other", idle);
+    w.run_for(1s);
+    CHECK(answer == 0);
+    REQUIRE(found.size() == 1);
+    CHECK(coax::endpoint::from_sockaddr(reinterpret_cast<const sockaddr*>(&found[0]),
+                                        sizeof(sockaddr_in))
+              .to_string() == "10.0.0.2:0");
+    return drawn;
+  };
+  CHECK(draw(1) == draw(1));
+  CHECK(draw(1) != draw(2));
+}
+
+TEST_CASE("what a program throws comes out of the run") {
+  sim::world w;
+  w.host("bad", []() -> task<> {
+    co_await coax::sleep_for(1s);
+    throw std::runtime_error("no");
+  });
+  CHECK_THROWS_AS(w.run_for(1min), std::runtime_error);
+  CHECK(w.now() - w.start() == 1s);
+}
+
+TEST_CASE("an invariant is checked after each step") {
+  sim::world w;
+  int value = 0;
+  w.host("one", [&]() -> task<> {
+    co_await coax::sleep_for(1s);
+    value = 1;
+    co_await coax::sleep_for(1s);
+    value = 2;
+  });
+  int checks = 0;
+  w.invariant([&] { ++checks; });
+  w.invariant("value stays below 2", [&] { return value < 2; });
+  CHECK_THROWS_AS(w.run_for(1min), sim::violated);
+  CHECK(w.now() - w.start() == 2s);
+  CHECK(checks > 2);
+}
+
+TEST_CASE("when nothing can happen any more, that is said, with who waits for what") {
+  sim::world w;
+  w.host("srv", echo_one_by_one);
+  w.run_until_quiet();
+  CHECK(w.waiting().find("srv waits: 0 streams, 1 descriptors") != std::string::npos);
+  CHECK(w.waiting().find("echo_one_by_one") != std::string::npos);
+  std::string why;
+  try {
+    w.run_until([] { return false; });
+  } catch (const sim::stuck& e) {
+    why = e.what();
+  }
+  CHECK(why.find("nothing can happen any more") != std::string::npos);
+  CHECK(why.find("accept") != std::string::npos);
+}
+
+TEST_CASE("run_until stops at once, and gives up in time") {
+  sim::world w;
+  bool there = false;
+  w.host("one", [&]() -> task<> {
+    co_await coax::sleep_for(5s);
+    there = true;
+    while (true) co_await coax::sleep_for(1s);
+  });
+  w.run_until([&] { return there; });
+  CHECK(w.now() - w.start() == 5s);
+  CHECK_THROWS_AS(w.run_until([] { return false; }, 1min), sim::stuck);
+  CHECK_THROWS_AS(w.run_until_quiet(1min), sim::stuck);
+}
+
+TEST_CASE("a server ends on SIGTERM: busy workers finish, and nothing is left") {
+  for (const auto completion : {sim::completion::readiness, sim::completion::ring}) {
+    sim::world w{{.latency = {1ms, 5ms}, .completion = completion}};
+    simulated::counts seen;
+    auto& server = w.host("srv", simulated::serve, std::ref(seen), 3);
+    std::string got;
+    coax::clock::time_point at;
+    w.host("cli", ping, std::string("hello"), std::ref(got), std::ref(at));
+    w.run_for(1s);
+    server.signal(SIGTERM);
+    w.run_for(5s);
+    CHECK(server.is_running());
+    CHECK(seen.workers == 1);
+    w.run_for(10s);
+    CHECK(!server.is_running());
+    CHECK(seen.workers == 0);
+    CHECK(server.open_fds() == 0);
+  }
+}
