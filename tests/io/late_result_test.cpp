@@ -13,6 +13,20 @@ namespace {
 /// When the cancellation comes: in the turn that starts the operation, or so many turns later.
 constexpr std::array<int, 3> delays{1, 2, 5};
 
+/// Leaves 0 to be the next descriptor, as in a program that was started without a stdin.
+class without_stdin {
+ public:
+  without_stdin() : kept_(::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3)) { ::close(STDIN_FILENO); }
+  without_stdin(const without_stdin&) = delete;
+  without_stdin& operator=(const without_stdin&) = delete;
+  ~without_stdin() {
+    if (kept_) ::dup2(kept_.get(), STDIN_FILENO);
+  }
+
+ private:
+  coax::unique_fd kept_;
+};
+
 }  // namespace
 
 TEST_CASE(
@@ -39,6 +53,31 @@ TEST_CASE(
       put(client, "x");
       CHECK(drain(accepted.get()) == "x");
       CHECK_FALSE(listener.take());
+    }
+  });
+}
+
+TEST_CASE(
+    "a connection that was accepted when its listener is closed is delivered, as descriptor 0 too") {
+  on_each_backend([]() -> coax::task<> {
+    for (const bool as_zero : {false, true}) {
+      loopback_listener listener;
+      const coax::unique_fd client = listener.client();
+      std::optional<without_stdin> nothing_is_open_as_0;
+      if (as_zero) nothing_is_open_as_0.emplace();
+      coax::unique_fd accepted;
+      const auto accepts = [&]() -> coax::task<> {
+        auto fd = co_await coax::accept(listener.fd.get());
+        if (fd) accepted = std::move(*fd);
+      };
+      cancellable root(accepts());
+      co_await turns(1);  // it has asked, and the kernel may not have heard it
+      coax::reactor::current().close(listener.fd.release(), coax::reactor::closing::here);
+      co_await end_of(root);
+      REQUIRE(accepted);
+      CHECK((accepted.get() == 0) == as_zero);
+      put(client, "x");
+      CHECK(drain(accepted.get()) == "x");
     }
   });
 }

@@ -65,6 +65,9 @@ class operation : public waiter {
   /// Whether io_uring does better to call `perform` before it queues a submission.
   virtual bool performs_first() const noexcept { return false; }
 
+  /// Whether the answer 0 is a result to be delivered also when the descriptor was closed meanwhile.
+  virtual bool zero_is_a_result() const noexcept { return false; }
+
   /// Told when it ends without its result, because it was asked to stop.
   virtual void cut_off() noexcept {}
 

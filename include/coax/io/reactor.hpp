@@ -235,7 +235,9 @@ class reactor : public loop {
   /// Passes an answer of the kernel to `op`. True when that ended it; false to do it again.
   static bool take(operation& op, int answer) noexcept {
     if (!op.at_->closing) return op.take(answer);
-    return op.take(answer > 0 ? answer : -ECANCELED) || op.take(-ECANCELED);
+    // To read nothing may be the work of the shutdown.
+    const bool is_result = answer > 0 || (answer == 0 && op.zero_is_a_result());
+    return op.take(is_result ? answer : -ECANCELED) || op.take(-ECANCELED);
   }
 
   /// `op` has taken its last answer.

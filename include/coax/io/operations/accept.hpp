@@ -48,6 +48,9 @@ class accept final : public basic_operation<accept, unique_fd> {
     if (answer >= 0) accepted_.reset(answer);
     return true;
   }
+  bool zero_is_a_result() const noexcept override {
+    return true;
+  }  // it is a descriptor like others
 
   result<unique_fd> value(int) noexcept { return std::move(accepted_); }
 
