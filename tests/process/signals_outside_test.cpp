@@ -13,6 +13,7 @@
 #include <chrono>
 #include <csignal>
 #include <functional>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -146,6 +147,42 @@ TEST_CASE(
   sigset_t after;
   ::pthread_sigmask(SIG_SETMASK, &before, &after);
   CHECK(sigismember(&after, SIGUSR1) == 1);
+}
+
+TEST_CASE(
+    "a signal that was blocked before the run, and that nobody took, is still held after it") {
+  const own_handler_for mine(SIGUSR1);
+  sigset_t blocked;
+  sigset_t before;
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGUSR1);
+  ::pthread_sigmask(SIG_BLOCK, &blocked, &before);
+  for (const coax::backend b : backends_here()) {
+    for (const bool fails : {false, true}) {
+      INFO("on " << name_of(b) << (fails ? ", with an exception" : ""));
+      calls_of_own_handler = 0;
+      coax::options o;
+      o.backend = b;
+      const auto life = [&]() -> task<> {
+        auto never_awaited = coax::signals({SIGUSR1});
+        raise_here(SIGUSR1);
+        co_await turns(2);
+        if (fails) throw std::domain_error("on the way");
+      };
+      if (fails)
+        CHECK_THROWS_AS(coax::run(o, life), std::domain_error);
+      else
+        coax::run(o, life);
+      CHECK(calls_of_own_handler == 0);
+      sigset_t held;
+      ::sigpending(&held);
+      CHECK(sigismember(&held, SIGUSR1) == 1);
+      ::pthread_sigmask(SIG_UNBLOCK, &blocked, nullptr);
+      CHECK(calls_of_own_handler == 1);
+      ::pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
+    }
+  }
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 TEST_CASE("the former handler has its signals back after the run, and only then") {

@@ -117,33 +117,6 @@ TEST_CASE("what run_threads cannot do is an error, and runs nothing") {
   });
 }
 
-TEST_CASE("every thread is told of a signal") {
-  by_environment([](const std::string&) {
-    for (int round = 0; round < 20; ++round) {
-      constexpr int n = 5;
-      std::atomic<int> waiting{0};
-      std::atomic<int> told{0};
-      const auto life = [&]() -> task<> {
-        auto first = coax::signals({SIGUSR1});
-        const auto announce = [&]() -> task<> {
-          if (++waiting == n) ::kill(::getpid(), SIGUSR1);
-          co_return;
-        };
-        co_await coax::with_scope([&](coax::scope& s) -> task<> {
-          s.spawn(std::ref(announce));  // its turn comes when the body waits
-          const int number = co_await std::move(first);
-          told += number == SIGUSR1 ? 1 : 0;
-        });
-      };
-      coax::run_threads(n, life);
-      CHECK(told == n);
-    }
-    struct sigaction now{};
-    ::sigaction(SIGUSR1, nullptr, &now);
-    CHECK(now.sa_handler == SIG_DFL);
-  });
-}
-
 TEST_CASE(
     "an exception in one thread cancels the others, wherever they wait, and is thrown when all have ended") {
   by_environment([](const std::string&) {

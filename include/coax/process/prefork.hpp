@@ -302,7 +302,6 @@ int run_child(const options& o, int number, const sigset_t& held, const Make& ma
   try {
     signal_hub::instance().tell_stop_once();
     const std::unique_ptr<reactor> r = make_reactor(o);
-    const signal_mask_kept mask;
     ignore_sigpipe();
     const std::string why = r->fallback_reason().empty() ? "" : " (" + r->fallback_reason() + ")";
     std::fprintf(stderr, "coax: process %d (pid %d) started: %s%s\n", number,

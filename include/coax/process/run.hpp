@@ -49,10 +49,25 @@ class main_root final : public root {
   bool ended_ = false;
 };
 
+/// Keeps the thread's signal mask: `signals` unblocks what it waits for.
+class signal_mask_kept {
+ public:
+  signal_mask_kept() noexcept { ::pthread_sigmask(SIG_SETMASK, nullptr, &before_); }
+  signal_mask_kept(const signal_mask_kept&) = delete;
+  signal_mask_kept& operator=(const signal_mask_kept&) = delete;
+  ~signal_mask_kept() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_{};
+};
+
 /// Runs the task that `make` gives on `r`, to its end.
 template <class Make>
 auto run_on(reactor& r, Make&& make) {
   const reactor::session session(r);
+  // Given back before the session ends: a signal that nobody took then has the effect that it would
+  // have had without the run, and that may be to wait.
+  const signal_mask_kept mask;
   main_root main(std::forward<Make>(make)());
   while (!main.has_ended()) r.turn();
   return main.take();
@@ -66,18 +81,6 @@ inline void ignore_sigpipe() noexcept {
       now.sa_handler == SIG_DFL)
     ::signal(SIGPIPE, SIG_IGN);
 }
-
-/// Keeps the thread's signal mask: `signals` unblocks what it waits for.
-class signal_mask_kept {
- public:
-  signal_mask_kept() noexcept { ::pthread_sigmask(SIG_SETMASK, nullptr, &before_); }
-  signal_mask_kept(const signal_mask_kept&) = delete;
-  signal_mask_kept& operator=(const signal_mask_kept&) = delete;
-  ~signal_mask_kept() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
- private:
-  sigset_t before_{};
-};
 
 template <class F, class... A>
 using task_of = std::invoke_result_t<F, A...>;
@@ -102,7 +105,6 @@ auto run(const options& o, F&& fn, A&&... args) {
     detail::throw_logic_error(
         "coax: run was called inside run: co_await the task, or spawn it in a scope");
   const std::unique_ptr<reactor> r = make_reactor(o);
-  const detail::signal_mask_kept mask;
   detail::ignore_sigpipe();
   return detail::run_on(*r,
                         [&] { return std::invoke(std::forward<F>(fn), std::forward<A>(args)...); });

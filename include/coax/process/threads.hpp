@@ -4,6 +4,7 @@
 #include <coax/io/choose.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/process/run.hpp>
+#include <coax/process/signal_hub.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
@@ -24,7 +25,8 @@ namespace coax::inline COAX_ABI {
 
 namespace detail {
 
-/// Threads that run for the same purpose: when one fails, the others are cancelled.
+/// Threads that run for the same purpose: when one fails, the others are cancelled, and each hears
+/// of the signals that come to any.
 class thread_group {
  public:
   /// A thread's reactor, known to the others. Outlives the reactor's session, whose last turns may
@@ -73,7 +75,11 @@ class thread_group {
     if (failure_) std::rethrow_exception(failure_);
   }
 
+  /// What a thread that has not begun yet is to hear.
+  const signal_mailbox& signals() const noexcept { return signals_; }
+
  private:
+  signal_mailbox signals_;
   std::mutex mutex_;
   std::exception_ptr failure_;
   member* first_ = nullptr;
@@ -84,9 +90,10 @@ template <class Make>
 void run_member(thread_group& group, const Make& make) noexcept {
   try {
     const std::unique_ptr<reactor> r = make_reactor();
-    const signal_mask_kept mask;
     thread_group::member known(group, *r);
+    const signal_mailbox signals(*r, group.signals());
     const reactor::session session(*r);
+    const signal_mask_kept mask;
     main_root<void> main(make());
     known.cancels(&main);
     while (!main.has_ended()) r->turn();
@@ -103,12 +110,12 @@ void run_member(thread_group& group, const Make& make) noexcept {
 /// and returns when all have ended.
 ///
 /// A listener passed by std::ref may be accepted from in all of them; close it after this has
-/// returned. Every thread that waits in `signals` is told of a signal. What belongs to one reactor
-/// (streams, tasks, timers) stays in its thread.
+/// returned. Each thread hears of a signal through `signals`, also one that asks for it only after
+/// another has had it. What belongs to one reactor (streams, tasks, timers) stays in its thread.
 ///
 /// Errors    the first exception of a thread, after the others were cancelled and have ended.
 ///           std::invalid_argument when `n` is less than 1; std::logic_error inside a run;
-///           std::system_error when a thread cannot be started.
+///           std::system_error when a thread cannot be started, or as eventfd(2).
 /// Lifetime  `fn` and `args` are shared by the threads and live as long as the call.
 /// Thread    any that runs no reactor.
 template <class F, class... A>
