@@ -183,7 +183,7 @@ TEST_CASE(
 TEST_CASE(
     "where nobody waits for the stop signals they have their default action, as the caller had them") {
   const auto looks_later = [](int tell) -> task<> {
-    for (int i = 0; i < 100; ++i) co_await coax::yield();
+    co_await coax::sleep_for(1ms);  // the first wait
     reports::tell(tell, 'm',
                   (is_blocked(SIGTERM) ? 1 : 0) + (is_blocked(SIGINT) ? 2 : 0) +
                       (has_default_action(SIGTERM) ? 4 : 0));
@@ -237,5 +237,45 @@ TEST_CASE(
     clients.clear();
     parent.send(SIGTERM);
     CHECK(parent.end().exited_with(0));
+  }
+}
+
+TEST_CASE("a stop is held until all that can run has run, however many turns that takes") {
+  constexpr int late = 500;
+  const auto asks_late = [](int tell) -> task<> {
+    for (int i = 0; i < late; ++i) co_await coax::yield();
+    const int number = co_await coax::signals({SIGTERM});
+    reports::tell(tell, 's', number);
+  };
+  const auto is_told_to_stop_at_once = [&](int tell) -> task<> {
+    ::kill(::getpid(), SIGTERM);
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(asks_late, tell);
+      co_return;
+    });
+  };
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    supervisor parent(
+        b, [&] { return coax::prefork(processes(1), is_told_to_stop_at_once, told.in()); });
+    CHECK(told.next('s').value == SIGTERM);
+    CHECK(parent.line("ended: exit status 0") != "");
+  }
+}
+
+TEST_CASE("a process that takes turn after turn, and waits for nothing, can be stopped too") {
+  const auto is_busy = [](int tell) -> task<> {
+    reports::tell(tell, 'r');
+    while (true) co_await coax::yield();
+  };
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    supervisor parent(b, [&] { return coax::prefork(processes(1), is_busy, told.in()); });
+    told.next('r');
+    parent.send(SIGTERM);
+    CHECK(parent.end().exited_with(1));
+    CHECK(parent.count("ended: killed by signal 15\n") == 1);
   }
 }

@@ -72,6 +72,9 @@ class reactor : public loop {
     run_timers();
   }
 
+  /// True when the next turn waits for the kernel or a timer: all that can run has run.
+  bool would_wait() const noexcept { return !has_ready(); }
+
   /// Makes the reactor's `poll` return. Thread: any; also from a signal handler.
   virtual void wake() noexcept {
     const std::uint64_t one = 1;

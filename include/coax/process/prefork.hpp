@@ -7,7 +7,6 @@
 #include <coax/process/signals.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/result.hpp>
-#include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
 
 #include <sched.h>
@@ -266,24 +265,18 @@ void close_listener(A& argument) noexcept {
     argument.get().close();
 }
 
-/// Unblocks the stop signals in `held` once `fn` has had the time to call `signals`, unless the run
-/// is over. Held for good they cannot be: where nobody waits for them they must end the process.
-inline task<> let_in_later(sigset_t held, const bool& over) {
-  constexpr int turns = 16;
-  for (int i = 0; i < turns; ++i) co_await yield();
-  if (!over) ::pthread_sigmask(SIG_UNBLOCK, &held, nullptr);
-}
-
-/// Runs the task that `make` gives. Stop signals are told to it from its first line to its last:
-/// before that they wait, and after that they must not change how the process ends.
+/// Runs the task that `make` gives. Stop signals wait until it has had the time to call `signals`,
+/// which is when all that can run has run; from then on they have their effect, and where nobody
+/// asked for them that is to end the process. One that takes turn after turn gets a second. After
+/// the end of the task they must not change how the process ends.
 template <class Make>
 int run_held(reactor& r, const sigset_t& held, const Make& make) {
-  bool over = false;
   const reactor::session session(r);
-  r.serve(let_in_later(held, over));
   main_root main(make());
+  const clock::time_point until = now() + std::chrono::seconds(1);
+  while (!main.has_ended() && !r.would_wait() && now() < until) r.turn();
+  if (!main.has_ended()) ::pthread_sigmask(SIG_UNBLOCK, &held, nullptr);
   while (!main.has_ended()) r.turn();
-  over = true;
   sigset_t stops;
   sigemptyset(&stops);
   for (const int stop : {SIGTERM, SIGINT}) sigaddset(&stops, stop);
@@ -325,8 +318,9 @@ int run_child(const options& o, int number, const sigset_t& held, const Make& ma
 /// A process that ends is started again: at once, or, if it keeps dying within a second of its
 /// start, after 100 ms, doubling up to 30 s. On SIGTERM or SIGINT the listeners among the arguments
 /// (`listener&`, std::ref(listener)) are closed here, and the signal is passed on: `fn` sees it
-/// through `signals`, stops accepting, finishes and returns. In a process the first of these
-/// signals counts, whoever sent it. Those that have not ended after `o.drain` are killed; a second
+/// through `signals`, stops accepting, finishes and returns. One that comes before `fn` has first
+/// waited for anything but its turn is kept for `signals`. In a process the first of these signals
+/// counts, whoever sent it. Those that have not ended after `o.drain` are killed; a second
 /// signal kills all at once. When this process is killed, the others get SIGTERM.
 ///
 /// Each start, with its backend, and each end is a line on stderr.
