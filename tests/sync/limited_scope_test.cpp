@@ -2,6 +2,7 @@
 
 #include <coax/task/race.hpp>
 #include <coax/task/sleep.hpp>
+#include <coax/task/task_local.hpp>
 #include <coax/task/within.hpp>
 
 #include "../catch.hpp"
@@ -195,18 +196,53 @@ TEST_CASE("a spawn whose wait times out spawns nothing, and its place is not los
   CHECK(log == "13");
 }
 
-TEST_CASE("a place is free again after the arguments of its child are gone", "[limited_scope]") {
+namespace {
+
+/// A function that is a child, with something of its own.
+class callable {
+ public:
+  explicit callable(int n) : own_(n) {}
+  coax::task<> operator()(const counted&) { co_await coax::sleep_for(1s); }
+
+ private:
+  counted own_;
+};
+
+}  // namespace
+
+TEST_CASE("a child makes room when its function and arguments are gone", "[limited_scope]") {
   const counted::census census;
   test_loop loop;
   loop.run([&]() -> coax::task<> {
-    auto child = [&](const counted&) -> coax::task<> { co_await coax::sleep_for(1s); };
     co_await coax::with_scope(1, [&](coax::limited_scope& s) -> coax::task<> {
       for (int i = 0; i < 3; ++i) {
-        co_await s.spawn(std::ref(child), counted(i));
-        CHECK(census.alive() == 1);
+        const callable child(i);
+        co_await s.spawn(child, counted(i));
+        CHECK(census.alive() == 3);  // `child`, and what the one child has
       }
     });
   });
+}
+
+TEST_CASE("a child of a limited scope inherits the variables of who spawned it",
+          "[limited_scope]") {
+  test_loop loop;
+  coax::task_local<int> request;
+  std::string log;
+  loop.run([&]() -> coax::task<> {
+    auto child = [&]() -> coax::task<> {
+      const int* number = request.get();
+      log += number == nullptr ? "?" : std::to_string(*number);
+      co_await coax::sleep_for(1s);
+    };
+    co_await coax::with_scope(1, [&](coax::limited_scope& s) -> coax::task<> {
+      for (int i = 1; i <= 3; ++i) {
+        request.set(i);
+        co_await s.spawn(std::ref(child));
+      }
+    });
+  });
+  CHECK(log == "123");
 }
 
 TEST_CASE("a function that throws before it gives its task leaves its place free",

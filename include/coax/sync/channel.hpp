@@ -1,8 +1,8 @@
 #pragma once
 
 #include <coax/config.hpp>
-#include <coax/sync/awaited_argument.hpp>
 #include <coax/sync/wait_queue.hpp>
+#include <coax/task/closure.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
@@ -52,9 +52,7 @@ class channel {
   ///
   /// Result    true when it was sent; false, and `value` is destroyed, once the channel is closed.
   [[nodiscard]] send_awaiter send(T value) noexcept {
-    static_assert(detail::survives_co_await<T>,
-                  "g++ 12 destroys such an aggregate twice in `co_await c.send({...})`: give it a "
-                  "constructor, or send a std::unique_ptr to it");
+    detail::require_safe_argument<T>();
     return send_awaiter(*this, std::move(value));
   }
 

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <coax/config.hpp>
-#include <coax/sync/awaited_argument.hpp>
 #include <coax/sync/semaphore.hpp>
 #include <coax/task/clock.hpp>
+#include <coax/task/closure.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/task.hpp>
@@ -17,12 +17,15 @@ namespace coax::inline COAX_ABI {
 
 namespace detail {
 
-/// What a limited scope spawns: `fn` and the place it takes, which is free again when the child has
-/// ended and its arguments are gone.
 template <class F>
-class in_a_place {
+task<> limited(std::size_t limit, F body);
+
+/// What a limited scope spawns: `fn`, with a permit that is released when the child has ended and
+/// its arguments are gone.
+template <class F>
+class with_permit {
  public:
-  in_a_place(semaphore::permit place, F&& fn) : place_(std::move(place)), fn_(std::move(fn)) {}
+  with_permit(semaphore::permit permit, F&& fn) : permit_(std::move(permit)), fn_(std::move(fn)) {}
 
   template <class... A>
   task<> operator()(A&&... args) {
@@ -30,7 +33,7 @@ class in_a_place {
   }
 
  private:
-  semaphore::permit place_;
+  semaphore::permit permit_;
   F fn_;
 };
 
@@ -47,7 +50,8 @@ class limited_scope {
   limited_scope& operator=(const limited_scope&) = delete;
 
   /// Waits until fewer children live than the limit, then starts `fn(args...)` as `scope::spawn`
-  /// does. Those who wait spawn in turn. A child that spawns keeps its own place meanwhile.
+  /// does. Those who wait spawn in turn. A child that spawns counts itself: if all of them wait to
+  /// spawn, they wait for ever.
   ///
   /// `fn` and `args` are taken at the call. When the wait is cancelled nothing is spawned, and they
   /// are destroyed.
@@ -60,20 +64,13 @@ class limited_scope {
         std::is_same_v<std::invoke_result_t<std::decay_t<F>&, std::unwrap_ref_decay_t<A>...>,
                        task<>>,
         "spawn takes a function that gives a task<>: a result would have nobody to go to");
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
-    static_assert(
-        std::is_lvalue_reference_v<F> || std::is_trivially_destructible_v<std::remove_cvref_t<F>>,
-        "g++ 12 destroys such a closure twice: capture by [&], or name the closure before the co_await");
-    static_assert(
-        ((std::is_lvalue_reference_v<A> || detail::survives_co_await<std::remove_cvref_t<A>>) &&
-         ...),
-        "g++ 12 destroys such an aggregate twice: give it a constructor, or pass a named one");
-#endif
+    detail::require_safe_closure<F>();
+    (detail::require_safe_argument<A>(), ...);
     return spawn_in_turn<std::decay_t<F>, std::decay_t<A>...>(*this, std::forward<F>(fn),
                                                               std::forward<A>(args)...);
   }
 
-  /// As `scope::cancel`. Who waits to spawn unwinds too, as what it is: the body, or a child.
+  /// As `scope::cancel`. A spawn that waits unwinds with the body or the child that called it.
   void cancel() noexcept { scope_->cancel(); }
 
   /// As `scope::join_within`.
@@ -84,20 +81,23 @@ class limited_scope {
 
  private:
   template <class F>
-  friend task<> limited(std::size_t limit, F body);
+  friend task<> detail::limited(std::size_t limit, F body);
 
-  explicit limited_scope(std::size_t limit) : places_(limit) {}
+  explicit limited_scope(std::size_t limit) : permits_(limit) {}
   ~limited_scope() = default;
 
   template <class F, class... A>
   static task<> spawn_in_turn(limited_scope& self, F fn, A... args) {
-    auto place = co_await self.places_.acquire();
-    self.scope_->spawn(detail::in_a_place<F>(std::move(place), std::move(fn)), std::move(args)...);
+    auto permit = co_await self.permits_.acquire();
+    self.scope_->spawn(detail::with_permit<F>(std::move(permit), std::move(fn)),
+                       std::move(args)...);
   }
 
-  semaphore places_;
+  semaphore permits_;
   scope* scope_ = nullptr;
 };
+
+namespace detail {
 
 /// The coroutine behind `with_scope(limit, body)`.
 template <class F>
@@ -110,23 +110,21 @@ task<> limited(std::size_t limit, F body) {
   co_await with_scope(opened);
 }
 
+}  // namespace detail
+
 /// Runs `body(limited_scope&)` as `with_scope(body)` does, in a scope in which at most `limit`
 /// children live at a time.
 ///
 /// Errors    std::invalid_argument for a limit of 0, or a negative one; else as with_scope(body).
 template <class F>
 task<> with_scope(std::size_t limit, F&& body) {
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
-  static_assert(
-      std::is_lvalue_reference_v<F> || std::is_trivially_destructible_v<std::remove_cvref_t<F>>,
-      "g++ 12 destroys such a closure twice: capture by [&], or name the closure before the co_await");
-#endif
+  detail::require_safe_closure<F>();
   static_assert(
       std::is_same_v<std::invoke_result_t<std::decay_t<F>&, limited_scope&>, task<>>,
       "the body of a limited scope takes a coax::limited_scope& and gives a coax::task<>");
   if (!detail::is_count(limit))
     detail::throw_invalid_argument("coax: the limit of a scope is not positive");
-  return limited<std::decay_t<F>>(limit, std::forward<F>(body));
+  return detail::limited<std::decay_t<F>>(limit, std::forward<F>(body));
 }
 
 }  // namespace coax::inline COAX_ABI
