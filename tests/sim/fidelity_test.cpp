@@ -277,6 +277,8 @@ const std::vector<const char*> scripts{
     "pair;shut c b;poll c;poll s;send c 1;recv c 1;recv s 1;send s 1;send s 1",
     "pair;shut c b;shut c b;shut s b;shut s w;poll s",
     "pair;shut c r;close c;recv s 1",
+    "pair;shut c b;send s 1;poll c;error c;recv c 1;send c 1;poll s",
+    "pair;shut c b;send s 1;recv c 1;recv c 1;send s 1",
     // the disorderly end
     "pair;send c 3;close s;poll c;recv c 1;recv c 1;send c 1",
     "pair;send c 3;close s;send c 1;send c 1;recv c 1",

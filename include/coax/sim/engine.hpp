@@ -81,6 +81,7 @@ struct engine {
   }
 
   options how;
+  bool calm = false;  // no fault comes by chance any more
   oracle& decide;
   clock::time_point now;
   event_queue events;

@@ -83,7 +83,7 @@ class call_faults {
   int next(call c) {
     if (const int planned = rules_[static_cast<std::size_t>(c)].next(); planned != 0)
       return planned;
-    if (quiet_) return 0;
+    if (are_stopped()) return 0;
     const options& how = engine_.how;
     const bool transfers =
         c == call::recv || c == call::send || c == call::read || c == call::write;
@@ -101,13 +101,13 @@ class call_faults {
 
   /// How many of `size` bytes one call transfers at most.
   std::size_t cut(std::size_t size) {
-    if (size < 2 || quiet_ || !hit(engine_.how.short_io)) return size;
+    if (size < 2 || are_stopped() || !hit(engine_.how.short_io)) return size;
     return engine_.decide.up_to(size - 1);
   }
 
   /// No more faults by chance.
   void stop() noexcept { quiet_ = true; }
-  bool are_stopped() const noexcept { return quiet_; }
+  bool are_stopped() const noexcept { return quiet_ || engine_.calm; }
 
  private:
   static constexpr std::array<std::string_view, 11> names{"recv",   "send",    "read",    "write",
@@ -141,8 +141,8 @@ inline options swarm(std::uint64_t seed, options base = {}, bool print = true) {
     base.latency = {clock::duration::zero(), std::chrono::milliseconds(most[below(most.size())])};
   }
   if (below(4) == 0) base.rate = 10'000 << below(8);
-  if (below(4) == 0) base.send_buffer = std::size_t{1} << (4 + below(12));
-  if (below(4) == 0) base.receive_buffer = std::size_t{1} << (4 + below(12));
+  if (below(4) == 0) base.send_buffer = std::size_t{1} << (8 + below(8));
+  if (below(4) == 0) base.receive_buffer = std::size_t{1} << (8 + below(8));
   if (below(3) == 0) base.completion = completion::ring;
   if (print) std::fprintf(stderr, "coax: swarm {%s}\n", to_string(base).c_str());
   return base;

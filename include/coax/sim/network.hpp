@@ -44,6 +44,8 @@ class receiver {
   virtual void arrived(packet& p) = 0;
   /// `p`, which this host has sent, was tried again and again in vain.
   virtual void gave_up(const packet& p) = 0;
+  /// `host` has lost its memory.
+  virtual void lost(int host) = 0;
 
  protected:
   receiver() = default;
@@ -69,7 +71,8 @@ class network {
     if (p.from_host == p.to_host) return local_.push_back(std::move(p));
     flow& f = flows_[p.flow];
     p.number = f.sent++;
-    if (p.what == packet::kind::syn && engine_.decide.chance(engine_.how.hang)) {
+    const double hangs = engine_.calm ? 0 : engine_.how.hang;
+    if (p.what == packet::kind::syn && engine_.decide.chance(hangs)) {
       engine_.note(p.from_host, "hang", p.to.port);
       f.hangs = true;
     }
@@ -115,8 +118,9 @@ class network {
   }
   /// `p` has been tried often enough.
   void give_up(const packet& p) { hosts_[static_cast<std::size_t>(p.from_host)]->gave_up(p); }
-  /// Nobody repeats what `host` has sent: it is down.
-  void forget_sent_by(int host) {
+  /// `host` is down, and has lost its memory: nobody repeats what it has sent.
+  void lost(int host) {
+    for (receiver* each : hosts_) each->lost(host);
     for (auto at = held_.begin(); at != held_.end();) {
       if (at->second.what.from_host == host) {
         engine_.events.cancel(at->second.patience);

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -47,7 +48,7 @@ class tcp_host {
 ///
 /// The order of the checks in each call is that of the kernel, since it decides which of several
 /// true things is told first.
-class tcp_socket final : public file {
+class tcp_socket final : public file, public std::enable_shared_from_this<tcp_socket> {
  public:
   enum class phase : std::uint8_t { closed, listening, connecting, accepting, open };
 
@@ -66,12 +67,13 @@ class tcp_socket final : public file {
 
   int receive(void* into, std::size_t size, bool peek) {
     if (phase_ == phase::listening) return -ENOTCONN;
-    if (const std::size_t there = std::min(size, in_.size() - in_read_); there > 0) {
-      std::memcpy(into, in_.data() + in_read_, there);
+    if (unread() > 0) {
+      const std::size_t there = std::min(size, unread());
+      if (there > 0) std::memcpy(into, in_.data() + in_read_, there);
       if (!peek) consume(there);
       return static_cast<int>(there);
     }
-    if (size == 0 || fin_received_) return 0;
+    if (fin_received_) return 0;
     if (error_ != 0) return -std::exchange(error_, 0);
     if (shut_read_ || done_) return 0;
     if (phase_ == phase::closed) return -ENOTCONN;
@@ -154,6 +156,7 @@ class tcp_socket final : public file {
     if (in_read_ < in_.size() || resets_on_close) return reset();
     shut_read_ = shut_write_ = true;
     pump();
+    wait_for_peer_to_end();
   }
 
   /// Ends the connection with a RST to the peer.
@@ -238,6 +241,13 @@ class tcp_socket final : public file {
     if (phase_ == phase::accepting) end(0);
   }
 
+  /// The peer's host has lost its memory. A window that it closed it will not open again: what
+  /// waits for that asks it, and learns so.
+  void probe(int host) {
+    if (phase_ == phase::open && remote_host_ == host && sent_ < written())
+      transmit(packet::kind::ack);
+  }
+
   address local;
   address remote;
   bool bound = false;
@@ -306,12 +316,27 @@ class tcp_socket final : public file {
       }
     }
     limit_ = std::max(limit_, p.limit);
-    if (p.fin_received) fin_acknowledged_ = fin_sent_;
+    if (p.fin_received && !std::exchange(fin_acknowledged_, fin_sent_)) wait_for_peer_to_end();
     pump();
+  }
+
+  /// What no descriptor stands for any more, and has said all, waits a minute for the peer to end
+  /// too; it may be gone.
+  void wait_for_peer_to_end() {
+    if (!orphan_ || !fin_acknowledged_ || fin_received_) return;
+    engine& world = host_.world();
+    world.events.at(world.now + std::chrono::seconds(60), 0, [weak = weak_from_this()] {
+      if (const auto still = weak.lock(); still != nullptr && still->phase_ == phase::open)
+        still->end(0);
+    });
   }
 
   void took(packet& p) {
     if (orphan_) return reset();  // nobody will read it
+    if (shut_read_ && fin_sent_) {
+      transmit(packet::kind::reset);
+      return end(ECONNRESET);
+    }
     received_ += p.bytes.size();
     in_ += p.bytes;
     transmit(packet::kind::ack);

@@ -102,7 +102,7 @@ class tcp_stack final : public receiver, public tcp_host {
     auto connections = std::exchange(connections_, {});
     auto listeners = std::exchange(listeners_, {});
     bound_.clear();
-    network_.forget_sent_by(index_);
+    network_.lost(index_);
   }
   void is_up(bool up) {
     up_ = up;
@@ -141,6 +141,10 @@ class tcp_stack final : public receiver, public tcp_host {
     engine_.note(index_, "gave up", p.to.port);
     const std::shared_ptr<tcp_socket> s = at->second;
     s->unreachable(ETIMEDOUT);
+  }
+
+  void lost(int host) override {
+    for (const auto& [addresses, s] : connections_) s->probe(host);
   }
 
   // --- tcp_host ---
