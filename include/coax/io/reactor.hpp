@@ -4,11 +4,13 @@
 #include <coax/io/descriptors.hpp>
 #include <coax/io/operation.hpp>
 #include <coax/io/operations/poll.hpp>
+#include <coax/io/owner.hpp>
 #include <coax/io/services.hpp>
 #include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/loop.hpp>
+#include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
 #include <sys/socket.h>
@@ -18,11 +20,13 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace coax::inline COAX_ABI {
 
@@ -38,7 +42,10 @@ class reactor : public loop {
   /// The reactor that runs on this thread; the program ends with a message where there is none.
   static reactor& current() noexcept { return static_cast<reactor&>(loop::current()); }
 
-  virtual ~reactor() { calls_.close(wake_fd_.release()); }
+  virtual ~reactor() {
+    posted_.drop_all();
+    calls_.close(wake_fd_.release());
+  }
 
   /// "io_uring" or "epoll".
   virtual std::string_view backend() const noexcept = 0;
@@ -66,6 +73,7 @@ class reactor : public loop {
   /// One turn: waits for the kernel if nothing is ready, then runs what is ready, then the timers
   /// that are due. Completions come before timers, so that what has completed beats its timeout.
   void turn() noexcept {
+    owner_.check();
     const running_here guard(*this);
     poll(has_ready() ? std::optional(clock::time_point::min()) : deadlines().next());
     run_ready();
@@ -81,13 +89,28 @@ class reactor : public loop {
     static_cast<void>(!::write(wake_fd_.get(), &one, sizeof(one)));  // full: it is awake already
   }
 
-  /// Makes `node` ready on this reactor's thread. Thread: any.
-  void post(ready_node& node) noexcept {
-    {
-      const std::lock_guard lock(posted_mutex_);
-      posted_.push(node);
-    }
-    wake();
+  /// Makes `node` ready on this reactor's thread. Those of one thread stay in order.
+  ///
+  /// Result    false when the run has ended: then nothing happens to `node`.
+  /// Lifetime  `node` is dropped if the run ends before its turn. The reactor may be destroyed as
+  ///           soon as `node` has run, though this call may not have returned by then.
+  /// Thread    any.
+  bool post(ready_node& node) noexcept {
+    const std::lock_guard lock(posted_mutex_);
+    if (posts_closed_) return false;
+    const bool first = posted_.empty();
+    if (first && running() == this) return make_ready(node), true;
+    posted_.push(node);
+    // Only the first of many pays for a system call. Under the lock: once it is released the node
+    // may run, and the reactor be gone.
+    if (first) wake();
+    return true;
+  }
+
+  /// Takes `node` back, if it was posted and has not run. Linear in what waits.
+  void withdraw(ready_node& node) noexcept {
+    const std::lock_guard lock(posted_mutex_);
+    if (!posted_.remove(node)) remove_ready(node);
   }
 
   /// Runs `t` until the run ends, for the reactor itself. It must not throw.
@@ -97,15 +120,25 @@ class reactor : public loop {
   /// the reactor's own sake is cancelled, and nothing is left in the kernel.
   class session {
    public:
-    explicit session(reactor& r) : reactor_(r), running_(r) { r.serve(r.wait_for_posts()); }
+    explicit session(reactor& r) : reactor_(r), running_(r) {
+      r.owner_.check();
+      r.serve(r.wait_for_posts());
+      r.let_post(true);
+    }
     session(const session&) = delete;
     session& operator=(const session&) = delete;
     ~session() {
       reactor_.services_.cancel();
       while (!reactor_.services_.all_ended()) reactor_.turn();
+      reactor_.let_post(false);
+      reactor_.make_ready(reactor_.posted_);
+      reactor_.drop_ready();
       if (reactor_.in_flight_ != 0)
         detail::fatal(
             "a run has ended while a coroutine that is in no scope still waited in the kernel");
+      if (reactor_.elsewhere_ != 0 || reactor_.deadlines().size() != 0)
+        detail::fatal(
+            "a run has ended while a coroutine that is in no scope still waited for a timer or another thread");
     }
 
    private:
@@ -118,6 +151,25 @@ class reactor : public loop {
     return std::nullopt;
   }
 
+  // --- for a run ---
+
+  /// What this reactor runs for, from the beginning to the end of that; null outside.
+  void runs_for(root* main) noexcept { main_ = main; }
+  bool runs_for_something() const noexcept { return main_ != nullptr; }
+
+  /// Counts the waits that end by a post from another thread, which must find this reactor alive.
+  void waits_elsewhere() noexcept { ++elsewhere_; }
+  void waited_elsewhere() noexcept { --elsewhere_; }
+
+  /// Something that is in no scope has thrown `why`: the run ends with it.
+  void failed(std::exception_ptr why) noexcept {
+    if (!failure_) failure_ = std::move(why);
+    if (main_ != nullptr) main_->cancel();
+  }
+  void rethrow_failure() {
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  }
+
   // --- for operations ---
 
   syscalls& system() noexcept { return calls_; }
@@ -125,6 +177,7 @@ class reactor : public loop {
 
   /// Begins `op`. True when it ended at once.
   bool start(operation& op) noexcept {
+    owner_.check();
     descriptor* d = nullptr;
     try {
       d = descriptors_.find(op.fd());
@@ -154,6 +207,7 @@ class reactor : public loop {
 
   /// Asks `op`, which has begun, to end. It ends as stopped, or with its result if that came first.
   void stop(operation& op) noexcept {
+    owner_.check();
     if (op.stop_requested_) return;
     op.stop_requested_ = true;
     cancel(op);
@@ -314,8 +368,13 @@ class reactor : public loop {
       // Read before the queue is looked at: what is posted after that wakes it again.
       calls_.read(wake_fd_.get(), &count, sizeof(count));
       const std::lock_guard lock(posted_mutex_);
-      while (ready_node* node = posted_.pop()) make_ready(*node);
+      make_ready(posted_);
     }
+  }
+
+  void let_post(bool open) noexcept {
+    const std::lock_guard lock(posted_mutex_);
+    posts_closed_ = !open;
   }
 
   syscalls own_calls_;
@@ -325,10 +384,15 @@ class reactor : public loop {
   std::size_t in_flight_ = 0;
   std::uint64_t submitted_ = 0;
   std::uint64_t cancelled_ = 0;
+  std::size_t elsewhere_ = 0;
   std::string fallback_reason_;
   detail::services services_;
+  detail::owner owner_;
+  root* main_ = nullptr;
+  std::exception_ptr failure_;
   std::mutex posted_mutex_;
   ready_queue posted_;
+  bool posts_closed_ = false;
 };
 
 inline bool operation::start() noexcept { return reactor::current().start(*this); }

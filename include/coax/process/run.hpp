@@ -22,9 +22,11 @@ namespace detail {
 template <class T>
 class main_root final : public root {
  public:
-  explicit main_root(task<T> t) noexcept : frame_(std::move(t).release()) {
+  explicit main_root(task<T> t) noexcept
+      : reactor_(reactor::current()), frame_(std::move(t).release()) {
     adopt(frame_);
     start_later();
+    reactor_.runs_for(this);
   }
   ~main_root() {
     if (frame_) frame_.destroy();
@@ -34,6 +36,7 @@ class main_root final : public root {
   /// What the task gives. A task that was cancelled gives nothing: only one without a result is
   /// ever cancelled.
   T take() {
+    reactor_.rethrow_failure();
     if constexpr (std::is_void_v<T>)
       if (!frame_) return;
     return frame_.promise().take();
@@ -43,8 +46,10 @@ class main_root final : public root {
   void ended(outcome how) noexcept override {
     if (how == outcome::unwound) frame_ = nullptr;
     ended_ = true;
+    reactor_.runs_for(nullptr);
   }
 
+  reactor& reactor_;
   std::coroutine_handle<typename task<T>::promise_type> frame_;
   bool ended_ = false;
 };

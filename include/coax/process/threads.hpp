@@ -41,6 +41,7 @@ class thread_group {
     member(const member&) = delete;
     member& operator=(const member&) = delete;
     ~member() {
+      reactor_.withdraw(*this);  // if there was no session, for which it waits
       const std::lock_guard lock(group_.mutex_);
       member** at = &group_.first_;
       while (*at != this) at = &(*at)->next_member_;

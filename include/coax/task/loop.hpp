@@ -26,6 +26,8 @@ class ready_node {
   ~ready_node() = default;
 
   virtual void run() noexcept = 0;
+  /// Instead of `run`, when the loop ends before its turn has come.
+  virtual void dropped() noexcept {}
 
  private:
   friend class loop;
@@ -48,6 +50,15 @@ class ready_queue {
 
   ready_node* front() const noexcept { return first_; }
 
+  /// Moves all of `others` behind what is here, in constant time.
+  void append(ready_queue& others) noexcept {
+    if (others.empty()) return;
+    (first_ == nullptr ? first_ : last_->next_) = others.first_;
+    last_ = others.last_;
+    size_ += others.size_;
+    others = {};
+  }
+
   ready_node* pop() noexcept {
     ready_node* node = first_;
     if (node != nullptr) {
@@ -55,6 +66,11 @@ class ready_queue {
       --size_;
     }
     return node;
+  }
+
+  /// Empties the queue; nothing in it is going to run.
+  void drop_all() noexcept {
+    while (ready_node* node = pop()) node->dropped();
   }
 
   /// Takes `node` out wherever it is; false when it is not in the queue. Linear.
@@ -121,7 +137,10 @@ class loop {
   }
 
   /// Puts `node` at the end of the queue.
-  void make_ready(ready_node& node) noexcept { ready_.push(node); }
+  void make_ready(ready_node& node) noexcept {
+    check_running();
+    ready_.push(node);
+  }
 
   /// Runs `node` right after the one that is running now: how a finished child hands over to its
   /// parent without a call, so that a chain of any length completes in constant stack.
@@ -191,6 +210,11 @@ class loop {
   ~loop() = default;
 
   bool has_ready() const noexcept { return !ready_.empty(); }
+  void make_ready(ready_queue& nodes) noexcept { ready_.append(nodes); }
+  bool remove_ready(ready_node& node) noexcept { return ready_.remove(node); }
+
+  /// This loop is not going to turn again: tells so those that still wait for their turn.
+  void drop_ready() noexcept { ready_.drop_all(); }
 
   /// Runs what is ready now, at most a budget of it; what becomes ready meanwhile waits its turn.
   void run_ready() noexcept {
@@ -230,6 +254,13 @@ class loop {
   static constexpr int inline_depth_max = 64;
   static constexpr int inline_completions_max = 64;
   static constexpr std::size_t turn_budget = 256;
+
+  void check_running() const noexcept {
+#ifndef NDEBUG
+    if (running_ != this)
+      detail::fatal("something was made ready on a loop that does not run on this thread");
+#endif
+  }
 
   static inline constinit thread_local loop* running_ = nullptr;
 

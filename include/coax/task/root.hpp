@@ -181,6 +181,7 @@ class root : public ready_node {
  public:
   /// Asks the chain to unwind at its next wait. Idempotent.
   void cancel() noexcept {
+    check_loop();
     if (cancelled_) return;
     cancelled_ = true;
     if (stopping() && waiter_ != nullptr) waiter_->request_stop();
@@ -277,6 +278,7 @@ class root : public ready_node {
     before_ = list.last_;
     (before_ == nullptr ? list.first_ : before_->after_) = this;
     list.last_ = this;
+    loop_ = &loop::current();
     ++loop::current().counted().roots;
   }
   /// It has ended, or is destroyed before it has.
@@ -286,6 +288,14 @@ class root : public ready_node {
     (after_ == nullptr ? list_->last_ : after_->before_) = before_;
     if (loop* const l = loop::running()) --l->counted().roots;
     list_ = nullptr;
+  }
+
+  void check_loop() const noexcept {
+#ifndef NDEBUG
+    if (loop_ != nullptr && loop_ != loop::running())
+      detail::fatal(
+          "a task was woken or cancelled from a thread that is not its reactor's: coax::post there what is to be done");
+#endif
   }
 
   std::coroutine_handle<> leaf_handle() const noexcept {
@@ -307,6 +317,7 @@ class root : public ready_node {
   root* before_ = nullptr;
   root* after_ = nullptr;
   detail::locals_reference locals_;
+  const loop* loop_ = nullptr;  // where it runs, once it was started
   phase phase_ = phase::unstarted;
   bool cancelled_ = false;
   std::uint16_t shields_ = 0;
@@ -339,6 +350,7 @@ inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promis
 
 inline void waiter::end(state how) noexcept {
   if (root_ != nullptr) {
+    root_->check_loop();
     root_->waiter_ = nullptr;
     if (how == state::stopped && root_->stopping()) {
       state_ = how;
