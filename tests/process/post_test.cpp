@@ -9,6 +9,7 @@
 #include "../io/each_backend.hpp"
 #include "../io/sockets.hpp"
 #include "../task/death.hpp"
+#include "across_threads.hpp"
 #include "by_environment.hpp"
 
 #include <sys/wait.h>
@@ -19,7 +20,6 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -33,48 +33,7 @@ namespace {
 using namespace std::chrono_literals;
 using coax::task;
 
-/// Counts those that live, across threads.
-class living {
- public:
-  explicit living(std::atomic<int>& count) noexcept : count_(&count) { ++*count_; }
-  living(const living& other) noexcept : count_(other.count_) { ++*count_; }
-  living(living&& other) noexcept : living(static_cast<const living&>(other)) {}
-  living& operator=(const living&) = delete;
-  ~living() { --*count_; }
-
- private:
-  std::atomic<int>* count_;
-};
-
 task<> sleeps_for_ever() { co_await coax::sleep_for(1h); }
-
-/// A reactor for one operation at a time that counts how often it is woken.
-class counting_reactor final : public coax::reactor {
- public:
-  std::string_view backend() const noexcept override { return "a test"; }
-  void wake() noexcept override {
-    ++wakes;
-    reactor::wake();
-  }
-  std::atomic<int> wakes{0};
-
- private:
-  bool submit(coax::operation& op) noexcept override {
-    pending_ = &op;
-    return false;
-  }
-  void cancel(coax::operation& op) noexcept override {
-    pending_ = nullptr;
-    was_stopped(op);
-  }
-  void poll(std::optional<coax::clock::time_point>) noexcept override {
-    if (pending_ == nullptr) return;
-    const int answer = pending_->perform(system());
-    if (answer != -EAGAIN && take(*pending_, answer)) ended(*std::exchange(pending_, nullptr));
-  }
-
-  coax::operation* pending_ = nullptr;
-};
 
 }  // namespace
 
@@ -435,7 +394,7 @@ TEST_CASE("a reactor used in a child of a fork aborts with a message") {
     INFO(goes_on.words);
     CHECK(goes_on.was_orderly());
     CHECK(goes_on.said("both sides of a fork"));
-    const ending begins = ending_of([b, reactor = reactor_of(b)] {
+    const ending begins = ending_of([reactor = reactor_of(b)] {
       coax::detail::run_on(*reactor, []() -> task<> { co_return; });
     });
     CHECK(begins.aborted_saying("both sides of a fork"));
