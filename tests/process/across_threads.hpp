@@ -3,11 +3,15 @@
 /// What the tests of threads share: values that are counted wherever they die, a gate for threads, a reactor that
 /// counts how often it is woken.
 
+#include <coax/io/blocking_call.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/task/scope.hpp>
+#include <coax/task/task.hpp>
 
 #include <atomic>
 #include <cerrno>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string_view>
@@ -51,6 +55,24 @@ class thread_gate {
   int came_ = 0;
   bool open_ = false;
 };
+
+/// Waits until the pool of `blocking` has done all that it had accepted: each of its threads is in here at once.
+inline coax::task<> until_pool_is_done() {
+  constexpr int threads = static_cast<int>(coax::detail::blocking_pool::threads_max);
+  thread_gate gate;
+  std::atomic<int> came{0};
+  const auto meet = [&]() -> coax::task<> {
+    const auto pass = [&] {
+      if (++came == threads) gate.open();
+      gate.pass();
+    };
+    co_await coax::detail::call_in_pool(pass);
+  };
+  co_await coax::with_scope([&](coax::scope& s) -> coax::task<> {
+    for (int i = 0; i < threads; ++i) s.spawn(std::ref(meet));
+    co_return;
+  });
+}
 
 /// A reactor for one operation at a time that counts how often it is woken.
 class counting_reactor final : public coax::reactor {

@@ -521,6 +521,8 @@ TEST_CASE("where no thread can be had, blocking says so, and works again when th
             refused += e.code() == std::errc::resource_unavailable_try_again ? 1 : 0;
           }
         }
+        auto in_result = co_await coax::blocking([]() -> coax::result<int> { return 1; });
+        if (in_result.error() != std::errc::resource_unavailable_try_again) ::_exit(2);
         ::pthread_setattr_default_np(&usual);
         const int got = co_await coax::blocking(answer);
         if (refused != 3 || got != 42 || alive != 0) ::_exit(1);

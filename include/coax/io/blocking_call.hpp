@@ -31,7 +31,7 @@ class blocking_wait : public waiter {
   ~blocking_wait() = default;
 
   std::unique_ptr<blocking_job> job_;
-  std::exception_ptr refused_;  // the pool did not take it
+  std::error_code refused_;  // why the pool did not take it
 
  private:
   friend class blocking_job;
@@ -41,19 +41,16 @@ class blocking_wait : public waiter {
     if (here.runs_blocking_inline()) return job_->perform(), true;
     job_->waiting_ = this;
     job_->at_ = &here;
-    try {
-      if (const std::error_code failed = blocking_pool::instance().submit(*job_))
-        throw_system_error(failed, "coax: blocking cannot start a thread");
-    } catch (...) {
-      refused_ = std::current_exception();
-      return true;
-    }
+    blocking_pool* const pool = blocking_pool::instance();
+    refused_ =
+        pool == nullptr ? std::make_error_code(std::errc::not_enough_memory) : pool->submit(*job_);
+    if (refused_) return true;
     here.waits_elsewhere();
     return false;
   }
 
   void stop() noexcept final {
-    switch (blocking_pool::instance().give_up(*job_)) {
+    switch (blocking_pool::instance()->give_up(*job_)) {
       case blocking_pool::given_up::too_late:
         return;
       case blocking_pool::given_up::abandoned:
@@ -117,7 +114,7 @@ class blocking_call final : public blocking_result<std::invoke_result_t<F, A...>
   std::optional<std::tuple<F, A...>> work_;
 };
 
-/// The await of `blocking`.
+/// The await of `call_in_pool`.
 template <class T>
 class [[nodiscard]] blocking_awaiter final : public blocking_wait {
  public:
@@ -125,12 +122,17 @@ class [[nodiscard]] blocking_awaiter final : public blocking_wait {
       : blocking_wait(std::move(job)) {}
 
   T await_resume() {
-    if (refused_) std::rethrow_exception(refused_);
+    if (refused_) {
+      if constexpr (is_result_v<T>)
+        return refused_;
+      else
+        throw_system_error(refused_, "coax: blocking has no thread");
+    }
     return static_cast<blocking_result<T>&>(*job_).take();
   }
 };
 
-/// The await of `fn(args...)` in a thread of the pool.
+/// Awaits `fn(args...)` in a thread of the pool.
 template <class F, class... A>
 auto call_in_pool(F&& fn, A&&... args) {
   using call = blocking_call<std::decay_t<F>, std::unwrap_ref_decay_t<A>...>;

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <utility>
 
@@ -94,16 +95,14 @@ class blocking_pool {
   static constexpr std::size_t accepted_max = 256;
 
   /// The pool of this process. A child of a fork has none of its parent's threads, and cannot know
-  /// in what state they left their pool: it gets one of its own.
-  ///
-  /// Errors    std::bad_alloc.
-  static blocking_pool& instance() {
+  /// in what state they left their pool: it gets one of its own. Null when there is no memory.
+  static blocking_pool* instance() noexcept {
     static constinit std::atomic<blocking_pool*> current{nullptr};
     blocking_pool* known = current.load();
-    if (known != nullptr && known->forks_ == forks_so_far()) return *known;
-    auto fresh = std::make_unique<blocking_pool>();
-    if (!current.compare_exchange_strong(known, fresh.get())) return *known;
-    return *fresh.release();
+    if (known != nullptr && known->forks_ == forks_so_far()) return known;
+    std::unique_ptr<blocking_pool> fresh(new (std::nothrow) blocking_pool);
+    if (!current.compare_exchange_strong(known, fresh.get())) return known;
+    return fresh.release();
   }
 
   /// Takes `job` in. Once it is accepted it is going to be done.

@@ -6,10 +6,12 @@
 #include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/net/endpoint.hpp>
+#include <coax/net/resolve.hpp>
 #include <coax/net/stream.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
+#include <coax/task/within.hpp>
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -18,8 +20,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 namespace coax::inline COAX_ABI {
 
@@ -62,6 +68,34 @@ inline task<result<stream>> connect(endpoint to) {
   const result<endpoint> there = connection.remote_endpoint();
   if (here && there && *here == *there) co_return std::errc::connection_refused;
   co_return connection;
+}
+
+namespace detail {
+
+/// Connects to the first of `places`, at least one, that takes a connection. Each but the last has
+/// only `patience`, so that one that does not answer does not keep the others from being tried.
+inline task<result<stream>> connect_to_first(std::vector<endpoint> places, timeout patience) {
+  for (std::size_t i = 0; i + 1 < places.size(); ++i) {
+    auto made = co_await within(patience, connect(places[i]));
+    if (made) co_return made;
+  }
+  auto made = co_await connect(places.back());
+  co_return made;
+}
+
+}  // namespace detail
+
+/// Connects to `host`, a name or an address: looks it up and tries its addresses one after the
+/// other, in the order in which they were found. Each but the last is given 2 s. Put the whole under
+/// `within`.
+///
+/// Result    the connection, with TCP_NODELAY.
+/// Errors    as `resolve`; else as `connect`, of the address that was tried last.
+inline task<result<stream>> connect(std::string host, std::uint16_t port) {
+  auto places = co_await resolve(std::move(host), port);
+  if (!places) co_return places.error();
+  auto made = co_await detail::connect_to_first(std::move(*places), std::chrono::seconds(2));
+  co_return made;
 }
 
 }  // namespace coax::inline COAX_ABI

@@ -19,8 +19,8 @@ namespace coax::inline COAX_ABI {
 /// the line is taken out of it.
 ///
 /// Result    what `fn` gives.
-/// Errors    what `fn` throws; std::system_error as pthread_create(3) when there is no thread to be
-///           had; std::bad_alloc, from this call.
+/// Errors    what `fn` throws; as pthread_create(3) when there is no thread to be had: in the result
+///           where `fn` gives one, else as a std::system_error. std::bad_alloc, from this call.
 /// Lifetime  `fn` and `args` are copied or moved, and destroyed over there when the work is done.
 ///           They should own what they use: the task that waits may be cancelled, and gone. On
 ///           g++ 12 a closure written into the call must be trivially destructible, for that

@@ -1,0 +1,248 @@
+#include <coax/net/connect.hpp>
+#include <coax/net/listener.hpp>
+#include <coax/net/resolve.hpp>
+#include <coax/task/race.hpp>
+#include <coax/task/scope.hpp>
+#include <coax/task/within.hpp>
+
+#include "../process/across_threads.hpp"
+#include "pairs.hpp"
+
+#include <netdb.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+// Names, and connections to those who have one. Nothing here asks a name server.
+
+namespace {
+
+using namespace std::chrono_literals;
+using coax::endpoint;
+using coax::listener;
+using coax::stream;
+using coax::task;
+
+/// A system with names of its own.
+class names final : public coax::syscalls {
+ public:
+  std::optional<int> look_up(const std::string& host,
+                             std::vector<sockaddr_storage>& found) override {
+    ++asked;
+    if (host == "busy.example") return EAI_AGAIN;
+    const auto known = addresses.find(host);
+    if (known == addresses.end()) return EAI_NONAME;
+    for (const std::string& each : known->second) {
+      const endpoint at = endpoint::ip(each, 12345).value();
+      std::memcpy(&found.emplace_back(), at.data(), at.size());
+    }
+    return 0;
+  }
+  std::map<std::string, std::vector<std::string>> addresses;
+  int asked = 0;
+};
+
+/// `body(names&)` on each backend, where `names` are all that is known.
+template <class Body>
+void with_names(const Body& body) {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    names known;
+    const auto reactor = reactor_of(b, known);
+    run_clean(*reactor, [&] { return body(known); });
+  }
+}
+
+std::vector<std::string> texts(const std::vector<endpoint>& endpoints) {
+  std::vector<std::string> all;
+  for (const endpoint& each : endpoints) all.push_back(each.to_string());
+  return all;
+}
+
+/// Listens on `address` at a port that is free there, or at `port`.
+listener listens(const char* address, std::uint16_t port = 0) {
+  return listener::bind(endpoint::ip(address, port).value()).value();
+}
+
+task<> accepts_one(listener& from) {
+  auto conn = co_await from.accept();
+  static_cast<void>(conn);
+}
+
+}  // namespace
+
+TEST_CASE("resolve gives the addresses of a name, each once, with the port") {
+  on_each_backend([]() -> task<> {
+    auto found = co_await coax::resolve("localhost", 9000);
+    REQUIRE(found);
+    const std::vector<std::string> all = texts(*found);
+    CHECK(std::count(all.begin(), all.end(), "127.0.0.1:9000") == 1);
+    for (const endpoint& each : *found) CHECK(each.port() == 9000);
+  });
+}
+
+TEST_CASE("resolve takes numeric addresses as they are") {
+  with_names([](names& known) -> task<> {
+    for (const char* const address : {"127.0.0.1", "::1", "fe80::1%lo", "0.0.0.0"}) {
+      auto found = co_await coax::resolve(address, 80);
+      REQUIRE(found);
+      CHECK(*found == std::vector<endpoint>{endpoint::ip(address, 80).value()});
+    }
+    CHECK(known.asked == 0);
+  });
+}
+
+TEST_CASE("resolve says why a name has no address") {
+  on_each_backend([]() -> task<> {
+    auto none = co_await coax::resolve("", 80);
+    CHECK(none.error() == coax::resolve_error(EAI_NONAME));
+    auto cut = co_await coax::resolve(std::string("localhost\0.example", 18), 80);
+    CHECK(cut.error() == coax::resolve_error(EAI_NONAME));
+    // Too long for a question to a name server, so the answer comes from the C library.
+    auto too_long = co_await coax::resolve(std::string(300, 'a'), 80);
+    REQUIRE_FALSE(too_long);
+    CHECK(too_long.error().category() == coax::resolve_error(EAI_NONAME).category());
+    auto no_scope = co_await coax::resolve("fe80::1%nosuchinterface", 80);
+    CHECK(no_scope.error() == std::errc::no_such_device);
+  });
+}
+
+TEST_CASE("errors of resolve have the words of getaddrinfo, and are not to be taken for errno") {
+  for (const int code : {EAI_NONAME, EAI_AGAIN, EAI_FAIL, EAI_MEMORY, EAI_SERVICE}) {
+    const std::error_code error = coax::resolve_error(code);
+    CHECK(error);
+    CHECK(error.message() == ::gai_strerror(code));
+    CHECK(error.category().name() == std::string("getaddrinfo"));
+    CHECK(error != std::error_code(code, std::system_category()));
+  }
+}
+
+TEST_CASE("a system with names of its own answers at once") {
+  with_names([](names& known) -> task<> {
+    known.addresses = {{"two.example", {"10.0.0.1", "fd00::1", "10.0.0.1"}}, {"none.example", {}}};
+    auto two = co_await coax::resolve("two.example", 81);
+    REQUIRE(two);
+    CHECK(texts(*two) == std::vector<std::string>{"10.0.0.1:81", "[fd00::1]:81"});
+    auto none = co_await coax::resolve("none.example", 81);
+    CHECK(none.error() == coax::resolve_error(EAI_NONAME));
+    auto unknown = co_await coax::resolve("localhost", 81);
+    CHECK(unknown.error() == coax::resolve_error(EAI_NONAME));
+    auto busy = co_await coax::resolve("busy.example", 81);
+    CHECK(busy.error() == coax::resolve_error(EAI_AGAIN));
+  });
+}
+
+TEST_CASE("resolve under within, in a race and cancelled leaves nothing behind") {
+  on_each_backend([]() -> task<> {
+    auto in_time = co_await coax::within(1h, coax::resolve("localhost", 80));
+    CHECK(in_time);
+    auto at_once = co_await coax::within(0ms, coax::resolve("localhost", 80));
+    CHECK((at_once || at_once.error() == std::errc::timed_out));
+    auto raced = co_await coax::race(coax::resolve("localhost", 80), coax::yield());
+    static_cast<void>(raced);
+    co_await coax::with_scope([](coax::scope& s) -> task<> {
+      for (int i = 0; i < 50; ++i)
+        s.spawn([]() -> task<> {
+          auto found = co_await coax::resolve("localhost", 80);
+          static_cast<void>(found);
+        });
+      co_await coax::yield();
+      s.cancel();
+    });
+    co_await until_pool_is_done();  // what was given up goes on, with files open
+  });
+}
+
+TEST_CASE("connect takes a name and a port") {
+  on_each_backend([]() -> task<> {
+    auto from = listens("127.0.0.1");
+    const std::uint16_t port = from.local_endpoint().value().port();
+    for (const char* const host : {"localhost", "127.0.0.1"}) {
+      auto client = co_await coax::within(10s, coax::connect(host, port));
+      REQUIRE(client);
+      auto served = co_await from.accept();
+      REQUIRE(served);
+      auto sent = co_await client->write("hello");
+      REQUIRE(sent);
+      const std::string got = co_await read_text(*served);
+      CHECK(got == "hello");
+    }
+  });
+}
+
+TEST_CASE("connect tries the addresses of a name in order until one answers") {
+  with_names([](names& known) -> task<> {
+    auto from = listens("127.0.0.3");
+    const endpoint there = from.local_endpoint().value();
+    known.addresses["three.example"] = {"127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"};
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(accepts_one, std::ref(from));
+      auto client = co_await coax::within(10s, coax::connect("three.example", there.port()));
+      REQUIRE(client);
+      CHECK(client->remote_endpoint().value() == there);
+    });
+  });
+}
+
+TEST_CASE("the error of connect is that of the address that was tried last") {
+  with_names([](names& known) -> task<> {
+    auto taken = listens("127.0.0.1");
+    const std::uint16_t port = taken.local_endpoint().value().port();
+    known.addresses["last.example"] = {"127.0.0.2", "255.255.255.255"};
+    known.addresses["first.example"] = {"255.255.255.255", "127.0.0.2"};
+    auto last = co_await coax::connect("last.example", port);
+    REQUIRE_FALSE(last);
+    CHECK(last.error() != std::errc::connection_refused);
+    auto first = co_await coax::connect("first.example", port);
+    CHECK(first.error() == std::errc::connection_refused);
+    auto unknown = co_await coax::connect("unknown.example", port);
+    CHECK(unknown.error() == coax::resolve_error(EAI_NONAME));
+  });
+}
+
+TEST_CASE("an address that does not answer does not keep the next one from being tried") {
+  on_each_backend([]() -> task<> {
+    // Its backlog is full: it answers nobody.
+    const coax::unique_fd full(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const sockaddr_in any = loopback();
+    REQUIRE(::bind(full.get(), reinterpret_cast<const sockaddr*>(&any), sizeof any) == 0);
+    REQUIRE(::listen(full.get(), 0) == 0);
+    const coax::unique_fd waiting = raw_client_of(full.get());
+    sockaddr_in at{};
+    socklen_t size = sizeof at;
+    REQUIRE(::getsockname(full.get(), reinterpret_cast<sockaddr*>(&at), &size) == 0);
+    const endpoint silent = endpoint::from_sockaddr(reinterpret_cast<const sockaddr*>(&at), size);
+    auto from = listens("127.0.0.1");
+    const endpoint answers = from.local_endpoint().value();
+    const std::vector<endpoint> three{silent, silent, answers};
+    auto client = co_await coax::detail::connect_to_first(three, 1ms);
+    REQUIRE(client);
+    CHECK(client->remote_endpoint().value() == answers);
+    const std::vector<endpoint> two{silent, answers};
+    auto late = co_await coax::within(1ms, coax::detail::connect_to_first(two, 1h));
+    CHECK(late.error() == std::errc::timed_out);
+  });
+}
+
+TEST_CASE("a host is copied: the text it was given as may be gone when the task runs") {
+  on_each_backend([]() -> task<> {
+    auto later = [] {
+      std::string host = "127.0.0.1";
+      host += "";
+      return coax::resolve(host, 80);
+    }();
+    auto found = co_await std::move(later);
+    REQUIRE(found);
+    CHECK(texts(*found) == std::vector<std::string>{"127.0.0.1:80"});
+  });
+}
