@@ -9,10 +9,14 @@
 #include <coax/net/connect.hpp>
 #include <coax/net/endpoint.hpp>
 #include <coax/net/listener.hpp>
+#include <coax/net/resolve.hpp>
 #include <coax/net/stream.hpp>
+#include <coax/process/blocking.hpp>
+#include <coax/process/post.hpp>
 #include <coax/process/prefork.hpp>
 #include <coax/process/run.hpp>
 #include <coax/process/signals.hpp>
+#include <coax/process/stop.hpp>
 #include <coax/process/threads.hpp>
 #include <coax/sync/channel.hpp>
 #include <coax/sync/condition.hpp>

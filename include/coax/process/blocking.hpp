@@ -3,6 +3,7 @@
 #include <coax/config.hpp>
 #include <coax/io/blocking_call.hpp>
 #include <coax/task/awaitable.hpp>
+#include <coax/task/closure.hpp>
 
 #include <functional>
 #include <type_traits>
@@ -33,11 +34,7 @@ auto blocking(F&& fn, A&&... args) {
   static_assert(!std::is_reference_v<given>,
                 "blocking gives a value: give a pointer or std::reference_wrapper");
   static_assert(!is_task_v<given>, "blocking calls a plain function: a task is awaited as it is");
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
-  static_assert(
-      std::is_lvalue_reference_v<F> || std::is_trivially_destructible_v<std::remove_cvref_t<F>>,
-      "g++ 12 destroys such a closure twice: pass what it owns as arguments, blocking(fn, args...), or name the closure before the co_await");
-#endif
+  detail::require_safe_closure<F>();
   return detail::call_in_pool(std::forward<F>(fn), std::forward<A>(args)...);
 }
 

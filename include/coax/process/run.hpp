@@ -11,6 +11,8 @@
 #include <csignal>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <stop_token>
 #include <type_traits>
 #include <utility>
 
@@ -40,6 +42,16 @@ class main_root final : public root {
     if constexpr (std::is_void_v<T>)
       if (!frame_) return;
     return frame_.promise().take();
+  }
+  /// The same as an optional, of a task<> as a bool: false when it was cancelled.
+  auto take_if_finished() {
+    reactor_.rethrow_failure();
+    if constexpr (std::is_void_v<T>) {
+      if (frame_) frame_.promise().take();
+      return frame_ != nullptr;
+    } else {
+      return frame_ ? std::optional<T>(frame_.promise().take()) : std::nullopt;
+    }
   }
 
  private:
@@ -90,6 +102,22 @@ inline void ignore_sigpipe() noexcept {
 template <class F, class... A>
 using task_of = std::invoke_result_t<F, A...>;
 
+/// Calls `use` with a new reactor of this thread. `Task` is what the function given to `run` gives.
+template <class Task, class Use>
+auto on_new_reactor(const options& o, const Use& use) {
+  static_assert(is_task_v<Task>, "run takes a function that gives a coax::task");
+  if (loop::running() != nullptr)
+    throw_logic_error("coax: run was called inside run: co_await the task, or spawn it in a scope");
+  const std::unique_ptr<reactor> r = make_reactor(o);
+  ignore_sigpipe();
+  return use(*r);
+}
+
+/// What does not stand for the function in the arguments of `run`.
+template <class F>
+concept run_setting = std::is_same_v<std::remove_cvref_t<F>, options> ||
+                      std::is_same_v<std::remove_cvref_t<F>, std::stop_token>;
+
 }  // namespace detail
 
 /// Runs `fn(args...)`, which gives a task, on a new reactor of this thread, and returns when it has
@@ -102,20 +130,15 @@ using task_of = std::invoke_result_t<F, A...>;
 /// Thread    any that runs no reactor. Ignores SIGPIPE from then on where it had the default
 ///           action.
 template <class F, class... A>
-  requires(!std::is_same_v<std::remove_cvref_t<F>, options>)
+  requires(!detail::run_setting<F>)
 auto run(const options& o, F&& fn, A&&... args) {
-  static_assert(is_task_v<detail::task_of<F, A...>>,
-                "run takes a function that gives a coax::task");
-  if (loop::running() != nullptr)
-    detail::throw_logic_error(
-        "coax: run was called inside run: co_await the task, or spawn it in a scope");
-  const std::unique_ptr<reactor> r = make_reactor(o);
-  detail::ignore_sigpipe();
-  return detail::run_on(*r,
-                        [&] { return std::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
+  return detail::on_new_reactor<detail::task_of<F, A...>>(o, [&](reactor& r) {
+    return detail::run_on(
+        r, [&] { return std::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
+  });
 }
 template <class F, class... A>
-  requires(!std::is_same_v<std::remove_cvref_t<F>, options>)
+  requires(!detail::run_setting<F>)
 auto run(F&& fn, A&&... args) {
   return run(options{}, std::forward<F>(fn), std::forward<A>(args)...);
 }
