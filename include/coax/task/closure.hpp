@@ -13,7 +13,7 @@ constexpr void require_safe_closure() noexcept {
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
   static_assert(
       std::is_lvalue_reference_v<F> || std::is_trivially_destructible_v<std::remove_cvref_t<F>>,
-      "g++ 12 destroys such a closure twice: capture by [&], or name the closure before the co_await");
+      "g++ 12 destroys such a closure twice: capture by reference, name the closure before the co_await, or pass what it owns as arguments");
 #endif
 }
 
