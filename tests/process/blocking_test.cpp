@@ -9,6 +9,7 @@
 
 #include "../io/each_backend.hpp"
 #include "../io/sockets.hpp"
+#include "../sim/conformance.hpp"
 #include "../task/death.hpp"
 #include "across_threads.hpp"
 #include "by_environment.hpp"
@@ -82,7 +83,7 @@ struct foreign {
 }  // namespace
 
 TEST_CASE("blocking gives what its function gives") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     const int number = co_await coax::blocking(answer);
     CHECK(number == 42);
     const std::string text = co_await coax::blocking(joined, "x", std::make_unique<int>(7));
@@ -104,7 +105,7 @@ TEST_CASE("blocking gives what its function gives") {
 }
 
 TEST_CASE("blocking throws what its function throws, in the task that waits") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     std::string caught;
     try {
       co_await coax::blocking([] { throw std::out_of_range("over there"); });
@@ -156,7 +157,7 @@ TEST_CASE("signals are blocked in the threads of blocking, but for faults") {
 }
 
 TEST_CASE("what was given to blocking is gone when it has returned") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     std::atomic<int> alive{0};
     auto result = co_await coax::blocking([](const living& held) { return held; }, living(alive));
     CHECK(alive == 1);

@@ -8,6 +8,7 @@
 
 #include "../io/each_backend.hpp"
 #include "../io/sockets.hpp"
+#include "../sim/conformance.hpp"
 #include "../task/death.hpp"
 #include "across_threads.hpp"
 #include "by_environment.hpp"
@@ -55,7 +56,7 @@ TEST_CASE("a posted function runs on the reactor's thread") {
 }
 
 TEST_CASE("what a task posts to its own reactor runs at a later turn, in order") {
-  on_each_backend([]() -> task<> {
+  on_each_backend_and_simulation([]() -> task<> {
     coax::reactor& here = coax::reactor::current();
     std::string log;
     coax::event last;
@@ -183,6 +184,19 @@ TEST_CASE("what a posted function throws in one of several threads cancels the o
     };
     CHECK_THROWS_AS(coax::run_threads(3, life), std::out_of_range);
   });
+}
+
+TEST_CASE("what a posted function throws ends the program of a simulated host") {
+  for (const auto completion : {coax::sim::completion::readiness, coax::sim::completion::ring}) {
+    coax::sim::world w{{.completion = completion}};
+    const auto main_task = []() -> task<> {
+      coax::post(coax::reactor::current(),
+                 [] { throw std::out_of_range("from a posted function"); });
+      co_await sleeps_for_ever();
+    };
+    w.host("test", main_task);
+    CHECK_THROWS_AS(w.run_to_end(), std::out_of_range);
+  }
 }
 
 TEST_CASE("posted functions that never ran are destroyed when the run ends") {

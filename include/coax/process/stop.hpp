@@ -4,7 +4,7 @@
 #include <coax/io/choose.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/process/run.hpp>
-#include <coax/task/awaitable.hpp>
+#include <coax/task/closure.hpp>
 #include <coax/task/loop.hpp>
 #include <coax/task/closure.hpp>
 #include <coax/task/scope.hpp>

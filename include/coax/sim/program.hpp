@@ -1,10 +1,9 @@
 #pragma once
 
 #include <coax/config.hpp>
-#include <coax/task/root.hpp>
+#include <coax/io/main_root.hpp>
 #include <coax/task/task.hpp>
 
-#include <coroutine>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -30,22 +29,15 @@ class program {
 using make_program = std::function<std::unique_ptr<program>()>;
 
 template <class T>
-class program_of final : public program, private root {
+class program_of final : public program {
  public:
-  explicit program_of(task<T> t) noexcept : frame_(std::move(t).release()) {
-    adopt(frame_);
-    start_later();
-  }
-  ~program_of() override {
-    if (frame_) frame_.destroy();
-  }
+  explicit program_of(task<T> t) noexcept : main_(std::move(t)) {}
 
-  bool has_ended() const noexcept override { return ended_; }
-  void cancel() noexcept override { root::cancel(); }
+  bool has_ended() const noexcept override { return main_.has_ended(); }
+  void cancel() noexcept override { main_.cancel(); }
   std::exception_ptr failure() noexcept override {
-    if (!frame_) return nullptr;  // it was cancelled
     try {
-      static_cast<void>(frame_.promise().take());
+      static_cast<void>(main_.take_if_finished());
     } catch (...) {
       return std::current_exception();
     }
@@ -53,13 +45,7 @@ class program_of final : public program, private root {
   }
 
  private:
-  void ended(outcome how) noexcept override {
-    if (how == outcome::unwound) frame_ = nullptr;
-    ended_ = true;
-  }
-
-  std::coroutine_handle<typename task<T>::promise_type> frame_;
-  bool ended_ = false;
+  coax::detail::main_root<T> main_;
 };
 
 }  // namespace coax::inline COAX_ABI::sim
