@@ -153,3 +153,17 @@ TEST_CASE("a run that ends while a foreign coroutine waits in the kernel aborts 
     CHECK(child.aborted_saying("in no scope"));
   }
 }
+
+TEST_CASE("a run that ends while a foreign coroutine sleeps aborts with a message") {
+  for (const coax::backend b : backends_here()) {
+    const ending child = ending_of([b] {
+      std::vector<eager> left;
+      const auto reactor = reactor_of(b);
+      coax::detail::run_on(*reactor, [&]() -> coax::task<> {
+        left.push_back(sleeps(1h));
+        co_return;
+      });
+    });
+    CHECK(child.aborted_saying("in no scope still waited for a timer"));
+  }
+}

@@ -5,6 +5,7 @@
 #include <coax/task/race.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/sleep.hpp>
+#include <coax/task/within.hpp>
 
 #include "../io/each_backend.hpp"
 #include "../io/sockets.hpp"
@@ -18,12 +19,14 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <coroutine>
 #include <cstddef>
 #include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -88,6 +91,46 @@ TEST_CASE("post takes whatever can be called without arguments") {
     coax::post(here, std::ref(ends));
     co_await last.wait();
     CHECK(calls == 12);
+  });
+}
+
+namespace {
+
+/// What a library with threads of its own offers: it calls back on one of them.
+class answered_elsewhere {
+ public:
+  explicit answered_elsewhere(int answer) : answer_(answer) {}
+  answered_elsewhere(answered_elsewhere&& other) noexcept : answer_(other.answer_) {}
+  answered_elsewhere& operator=(const answered_elsewhere&) = delete;
+  ~answered_elsewhere() {
+    if (thread_.joinable()) thread_.join();
+  }
+  bool await_ready() const noexcept { return false; }
+  void await_suspend(std::coroutine_handle<> waiting) {
+    coax::reactor& here = coax::reactor::current();
+    thread_ = std::thread([&here, waiting] { coax::post(here, [waiting] { waiting.resume(); }); });
+  }
+  int await_resume() const noexcept { return answer_; }
+
+ private:
+  int answer_;
+  std::thread thread_;
+};
+
+}  // namespace
+
+TEST_CASE("an awaitable of a library with threads resumes a task by post") {
+  on_each_backend([]() -> task<> {
+    const std::thread::id here = std::this_thread::get_id();
+    int sum = 0;
+    for (int i = 1; i <= 20; ++i) sum += co_await answered_elsewhere(i);
+    CHECK(sum == 210);
+    auto in_time = co_await coax::within(1h, answered_elsewhere(7));
+    REQUIRE(in_time);
+    CHECK(*in_time == 7);
+    auto raced = co_await coax::race(answered_elsewhere(8), answered_elsewhere(9));
+    CHECK((std::get<0>(raced) == 8 || std::get<1>(raced) == 9));
+    CHECK(std::this_thread::get_id() == here);
   });
 }
 

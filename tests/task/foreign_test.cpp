@@ -1,6 +1,10 @@
 #include <coax/task/race.hpp>
+#include <coax/task/scope.hpp>
+#include <coax/task/shield.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
+#include <coax/task/task_local.hpp>
+#include <coax/task/when_all.hpp>
 #include <coax/task/within.hpp>
 
 #include "death.hpp"
@@ -8,7 +12,12 @@
 
 #include <coroutine>
 #include <cstdlib>
+#include <optional>
+#include <stdexcept>
+#include <string>
 #include <system_error>
+#include <thread>
+#include <tuple>
 #include <utility>
 
 /// Waits of coax in coroutines of other libraries, which are in no scope, so that nobody cancels them.
@@ -87,6 +96,38 @@ TEST_CASE("a foreign coroutine races, and awaits tasks within a timeout", "[fore
   };
   CHECK(runs_to_its_end(*loop, body));
   CHECK(loop.elapsed() == 3s);
+}
+
+TEST_CASE("a foreign coroutine waits for all of several, under shield and in nested timeouts",
+          "[foreign]") {
+  test_loop loop;
+  const auto body = []() -> foreign {
+    auto all = coax::when_all(after(2s, 1), after(1s, 2));
+    const auto both = co_await std::move(all);
+    CHECK(both == std::tuple(1, 2));
+    auto shielded = coax::shield(coax::sleep_for(1s));
+    co_await std::move(shielded);
+    auto nested = coax::within(5s, coax::within(1s, after(10s, 1)));
+    const auto late = co_await std::move(nested);
+    CHECK(late.error() == std::errc::timed_out);
+  };
+  CHECK(runs_to_its_end(*loop, body));
+  CHECK(loop.elapsed() == 4s);
+}
+
+TEST_CASE("what a task throws comes out in the foreign coroutine that raced it", "[foreign]") {
+  test_loop loop;
+  std::string caught;
+  const auto body = [&]() -> foreign {
+    try {
+      auto race = coax::race(throws_after(1s, "out"), coax::sleep_for(2s));
+      co_await std::move(race);
+    } catch (const std::runtime_error& e) {
+      caught = e.what();
+    }
+  };
+  CHECK(runs_to_its_end(*loop, body));
+  CHECK(caught == "out");
 }
 
 TEST_CASE("destroying a foreign coroutine while tasks that it awaits run aborts with a message",
@@ -196,3 +237,109 @@ TEST_CASE("a task cancelled in a wait that is not of coax unwinds at the next on
   CHECK(went_on);
   CHECK(w.unwound());
 }
+
+TEST_CASE("what another library completes after its timeout is given, not lost", "[foreign]") {
+  test_loop loop;
+  std::coroutine_handle<> h;
+  int got = 0;
+  const auto body = [&]() -> coax::task<> {
+    auto limited = co_await coax::within(1s, handed_over(h));
+    got = limited ? *limited : 0;
+    auto raced = co_await coax::race(handed_over(h), coax::sleep_for(1s));
+    got += std::get<0>(raced).value_or(0);
+  };
+  watched<> w(*loop, body());
+  for (int wait = 0; wait < 2; ++wait) {
+    loop->settle();
+    loop->advance(2s);
+    loop->settle();
+    CHECK_FALSE(w.has_ended());  // there is no way to stop it
+    loop->inside([&] { std::exchange(h, nullptr).resume(); });
+  }
+  loop->settle();
+  CHECK(w.finished());
+  CHECK(got == 10);
+}
+
+TEST_CASE("a task that another library has resumed is still itself", "[foreign]") {
+  test_loop loop;
+  std::coroutine_handle<> h;
+  const coax::task_local<int> number;
+  int of_task = 0;
+  int of_child = 0;
+  const auto body = [&]() -> coax::task<> {
+    number.set(7);
+    co_await handed_over(h);
+    const int* const mine = number.get();
+    of_task = mine == nullptr ? 0 : *mine;
+    number.set(8);
+    co_await coax::with_scope([&](coax::scope& s) -> coax::task<> {
+      s.spawn([&]() -> coax::task<> {
+        const int* const inherited = number.get();
+        of_child = inherited == nullptr ? 0 : *inherited;
+        co_return;
+      });
+      co_return;
+    });
+  };
+  watched<> w(*loop, body());
+  loop->settle();
+  loop->inside([&] { h.resume(); });
+  loop->settle();
+  CHECK(w.finished());
+  CHECK(of_task == 7);
+  CHECK(of_child == 8);
+}
+
+namespace {
+
+/// Ends at once, or gives nothing to resume: counts how often it is asked.
+class counted_wait {
+ public:
+  explicit counted_wait(int& asked) : asked_(asked) {}
+  counted_wait(const counted_wait&) = delete;  // awaited where it is
+  counted_wait& operator=(const counted_wait&) = delete;
+  bool await_ready() const noexcept { return ++asked_ % 2 == 0; }
+  bool await_suspend(std::coroutine_handle<>) const noexcept { return false; }
+  int& await_resume() const noexcept { return asked_; }
+
+ private:
+  int& asked_;
+};
+
+struct gives_reference {
+  counted_wait& wait;
+  counted_wait& operator co_await() const noexcept { return wait; }
+};
+
+}  // namespace
+
+TEST_CASE("foreign awaiters stay where they are, and may give references", "[foreign]") {
+  test_loop loop;
+  int asked = 0;
+  const auto body = [&]() -> coax::task<> {
+    counted_wait wait(asked);
+    int& first = co_await wait;
+    int& second = co_await gives_reference{wait};
+    int& third = co_await counted_wait(asked);
+    CHECK(&first == &asked);
+    CHECK(&second == &asked);
+    CHECK(&third == &asked);
+  };
+  loop.run(body);
+  CHECK(asked == 3);
+}
+
+#ifndef NDEBUG
+TEST_CASE("a task that is resumed on another thread aborts with a message", "[foreign]") {
+  const auto resumes = [] {
+    manual_loop loop;
+    std::coroutine_handle<> h;
+    const auto body = [&]() -> coax::task<> { co_await handed_over(h); };
+    watched<> w(loop, body());
+    loop.settle();
+    std::thread([&] { h.resume(); }).join();
+  };
+  CHECK(ending_of(resumes).aborted_saying("from a thread that is not its reactor's"));
+}
+#endif

@@ -33,6 +33,9 @@ class promise_base;
 
 namespace detail {
 
+template <class Awaiter>
+class foreign_awaiter;
+
 /// The end of an await of a task: it lives in the parent's frame and owns the child's.
 struct task_link {
   std::coroutine_handle<> child;
@@ -59,10 +62,16 @@ class promise_base {
   }
 
  protected:
+  template <class Awaiter>
+  friend class detail::foreign_awaiter;
+
   ~promise_base() = default;
 
   /// The coroutine has returned or thrown, and is suspended for good.
   void finished() noexcept;
+
+  /// The coroutine was resumed by something that is not of coax.
+  void resumed_by_others() const noexcept;
 
   /// The coroutine awaits something: if its chain is suspended now, this is the task that waits.
   void now_innermost() noexcept;
@@ -328,6 +337,7 @@ inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promis
     detail::fatal("something was awaited twice: call what makes it once for each await");
   coroutine_ = coroutine;
   if (promise != nullptr) root_ = promise->root();
+  if (root_ != nullptr) root_->check_loop();
   if (!ready_now()) {
     if (root_ != nullptr) {
       if (root_->stopping() && !starts_always_) {
@@ -370,6 +380,11 @@ inline void promise_base::finished() noexcept {
     root_->phase_ = root::phase::finished;
   }
   loop::current().run_next(*root_);
+}
+
+inline void promise_base::resumed_by_others() const noexcept {
+  root_->check_loop();
+  loop::current().set_running_root(root_);
 }
 
 inline void promise_base::now_innermost() noexcept { root_->leaf_ = this; }

@@ -23,6 +23,16 @@ class task_awaiter;
 namespace detail {
 
 template <class A>
+inline constexpr bool is_task_awaiter_v = false;
+template <class T>
+inline constexpr bool is_task_awaiter_v<task_awaiter<T>> = true;
+
+/// Whether an awaiter resumes the task through its loop, as all of coax do.
+template <class A>
+concept resumed_by_loop = std::is_base_of_v<waiter, A> || is_task_awaiter_v<A> ||
+                          requires { typename A::resumed_by_loop; };
+
+template <class A>
 concept has_member_co_await = requires(A&& a) { std::forward<A>(a).operator co_await(); };
 template <class A>
 concept has_free_co_await = requires(A&& a) { operator co_await(std::forward<A>(a)); };
@@ -43,6 +53,29 @@ class awaiter_reference {
 
  private:
   Awaiter& awaiter_;
+};
+
+/// Around an awaiter of another library, which resumes the task by itself: the loop is told then that
+/// it is this task that runs. `Awaiter` is a reference where it lives elsewhere in the frame.
+template <class Awaiter>
+class foreign_awaiter {
+ public:
+  template <class Make>
+  foreign_awaiter(promise_base& promise, const Make& make) : promise_(promise), awaiter_(make()) {}
+
+  bool await_ready() { return awaiter_.await_ready(); }
+  template <class P>
+  auto await_suspend(std::coroutine_handle<P> coroutine) {
+    return awaiter_.await_suspend(coroutine);
+  }
+  decltype(auto) await_resume() {
+    promise_.resumed_by_others();
+    return awaiter_.await_resume();
+  }
+
+ private:
+  promise_base& promise_;
+  Awaiter awaiter_;
 };
 
 /// The first suspension of a task, and the guard against a defect of g++ 12.
@@ -101,12 +134,21 @@ class promise_of : public promise_base, public framed {
       std::source_location where = std::source_location::current()) noexcept {
     where_ = where;
     now_innermost();
-    if constexpr (has_member_co_await<Awaitable>)
-      return std::forward<Awaitable>(awaitable).operator co_await();
-    else if constexpr (has_free_co_await<Awaitable>)
-      return operator co_await(std::forward<Awaitable>(awaitable));
+    const auto make = [&]() -> decltype(auto) {
+      if constexpr (has_member_co_await<Awaitable>)
+        return std::forward<Awaitable>(awaitable).operator co_await();
+      else if constexpr (has_free_co_await<Awaitable>)
+        return operator co_await(std::forward<Awaitable>(awaitable));
+      else
+        return static_cast<std::remove_reference_t<Awaitable>&>(awaitable);
+    };
+    using awaiter = decltype(make());
+    if constexpr (!resumed_by_loop<std::remove_reference_t<awaiter>>)
+      return foreign_awaiter<awaiter>(*this, make);
+    else if constexpr (std::is_reference_v<awaiter>)
+      return awaiter_reference<std::remove_reference_t<awaiter>>(make());
     else
-      return awaiter_reference<std::remove_reference_t<Awaitable>>(awaitable);
+      return make();
   }
 };
 

@@ -58,6 +58,7 @@ template <class Wait>
 class within_wait {
  public:
   using result_type = detail::flattened<await_result_t<Wait>>;
+  using resumed_by_loop = Wait;
 
   within_wait(timeout limit, Wait&& wait) noexcept : wait_(std::move(wait)), timer_(wait_, limit) {}
   within_wait(within_wait&& other) noexcept  // before it is awaited
