@@ -246,29 +246,3 @@ TEST_CASE("a host is copied: the text it was given as may be gone when the task 
     CHECK(texts(*found) == std::vector<std::string>{"127.0.0.1:80"});
   });
 }
-
-TEST_CASE("hosts of a simulation are found by their names") {
-  for (const auto completion : {coax::sim::completion::readiness, coax::sim::completion::ring}) {
-    coax::sim::world w{{.latency = {1ms, 20ms}, .completion = completion}};
-    std::string got;
-    std::error_code unknown;
-    const auto serves = []() -> task<> {
-      auto from = listener::bind("0.0.0.0:9000").value();
-      auto conn = co_await from.accept();
-      auto sent = co_await conn.value().write("hello");
-      CHECK(sent);
-    };
-    const auto asks = [&]() -> task<> {
-      auto conn = co_await coax::within(1min, coax::connect("server", 9000));
-      REQUIRE(conn);
-      got = co_await read_text(*conn);
-      auto nobody = co_await coax::connect("nobody", 9000);
-      unknown = nobody.error();
-    };
-    w.host("server", serves);
-    w.host("client", asks);
-    w.run_to_end();
-    CHECK(got == "hello");
-    CHECK(unknown == coax::resolve_error(EAI_NONAME));
-  }
-}

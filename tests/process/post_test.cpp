@@ -229,19 +229,6 @@ TEST_CASE("what a posted function throws in one of several threads cancels the o
   });
 }
 
-TEST_CASE("what a posted function throws ends the program of a simulated host") {
-  for (const auto completion : {coax::sim::completion::readiness, coax::sim::completion::ring}) {
-    coax::sim::world w{{.completion = completion}};
-    const auto main_task = []() -> task<> {
-      coax::post(coax::reactor::current(),
-                 [] { throw std::out_of_range("from a posted function"); });
-      co_await sleeps_for_ever();
-    };
-    w.host("test", main_task);
-    CHECK_THROWS_AS(w.run_to_end(), std::out_of_range);
-  }
-}
-
 TEST_CASE("posted functions that never ran are destroyed when the run ends") {
   for (const bool from_outside : {false, true}) {
     std::atomic<int> alive{0};

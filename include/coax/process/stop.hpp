@@ -6,7 +6,6 @@
 #include <coax/process/run.hpp>
 #include <coax/task/closure.hpp>
 #include <coax/task/loop.hpp>
-#include <coax/task/closure.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/task.hpp>
 
