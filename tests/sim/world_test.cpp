@@ -335,7 +335,6 @@ TEST_CASE("a program that is killed leaves its connections to its kernel, which 
   sim::world w{{.latency = {1ms, 1ms}}};
   auto& server = w.host("srv", echo_one_by_one);
   std::string got;
-  coax::clock::time_point at;
   const auto wait_for_end = [&]() -> task<> {
     auto conn = co_await coax::connect(server_at());
     std::array<std::byte, 8> buf;

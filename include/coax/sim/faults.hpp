@@ -140,7 +140,7 @@ inline options swarm(std::uint64_t seed, options base = {}, bool print = true) {
     constexpr std::array<int, 4> most{1, 10, 50, 300};
     base.latency = {clock::duration::zero(), std::chrono::milliseconds(most[below(most.size())])};
   }
-  if (below(4) == 0) base.rate = 10'000 << below(8);
+  if (below(4) == 0) base.rate = std::uint64_t{10'000} << below(8);
   if (below(4) == 0) base.send_buffer = std::size_t{1} << (8 + below(8));
   if (below(4) == 0) base.receive_buffer = std::size_t{1} << (8 + below(8));
   if (below(3) == 0) base.completion = completion::ring;

@@ -211,23 +211,24 @@ class tcp_stack final : public receiver, public tcp_host {
   }
   static bool meets(const tcp_socket& l, const address& to) noexcept { return overlap(l, to, l); }
 
+  static bool takes(const tcp_socket& l, const address& to) noexcept {
+    if (l.local.port != to.port) return false;
+    if (l.local.ip == to.ip) return true;
+    return l.local.is_any() && (l.local.is_v4() == to.is_v4() || (!l.local.is_v4() && !l.v6only));
+  }
+
+  /// Who listens there. One that names the address comes before those that take any; of several
+  /// that share it, it is a decision.
   std::shared_ptr<tcp_socket> listener_of(const address& to) {
     std::vector<std::shared_ptr<tcp_socket>> found;
     for (const auto& l : listeners_) {
-      const bool accepts =
-          l->local.port == to.port &&
-          (l->local.ip == to.ip || (l->local.is_any() && (l->local.is_v4() == to.is_v4() ||
-                                                          (!l->local.is_v4() && !l->v6only))));
-      if (accepts) found.push_back(l);
+      if (!takes(*l, to)) continue;
+      const bool better = !found.empty() && l->local.ip == to.ip && found[0]->local.ip != to.ip;
+      if (better) found.clear();
+      if (found.empty() || l->local.ip == found[0]->local.ip) found.push_back(l);
     }
-    // The one that names the address comes before those that take any.
-    std::stable_partition(found.begin(), found.end(),
-                          [&](const auto& l) { return l->local.ip == to.ip; });
     if (found.empty()) return nullptr;
-    const auto best = std::count_if(found.begin(), found.end(), [&](const auto& l) {
-      return l->local.ip == found.front()->local.ip;
-    });
-    return found[static_cast<std::size_t>(engine_.decide.choose(static_cast<std::uint64_t>(best)))];
+    return found[static_cast<std::size_t>(engine_.decide.choose(found.size()))];
   }
 
   void admit(const std::shared_ptr<tcp_socket>& l, const packet& syn, int repeated = 0) {
