@@ -522,6 +522,14 @@ TEST_CASE("when nothing can happen any more, that is said, with who waits for wh
   CHECK(why.find("accept") != std::string::npos);
 }
 
+TEST_CASE("what runs for ever without waiting is found out") {
+  sim::world w;
+  w.host("busy", []() -> task<> {
+    while (true) co_await coax::yield();
+  });
+  CHECK_THROWS_AS(w.run_for(1s), sim::stuck);
+}
+
 TEST_CASE("run_until stops at once, and gives up in time") {
   sim::world w;
   bool there = false;

@@ -32,7 +32,7 @@
 
 namespace coax::inline COAX_ABI::sim {
 
-/// Nothing can happen any more, and what was waited for has not.
+/// Nothing can happen any more, and what was waited for has not; or it happens for ever.
 class stuck : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -229,8 +229,11 @@ class world final : private host_names {
       const std::optional<clock::time_point> next = next_time();
       if (!next || *next > until) return false;
       engine_.now = std::max(engine_.now, *next);
+      steps_at_once_ = 0;
       return true;
     }
+    if (++steps_at_once_ > steps_at_once_max)
+      throw_stuck("time stands still, while something runs and runs");
     const auto picked = static_cast<std::size_t>(engine_.decide.choose(ready.size() + due.size()));
     if (picked >= ready.size()) {
       engine_.events.run(due[picked - ready.size()]);
@@ -298,6 +301,9 @@ class world final : private host_names {
     return o;
   }
 
+  static constexpr int steps_at_once_max = 1'000'000;
+
+  int steps_at_once_ = 0;
   int exceptions_before_ = std::uncaught_exceptions();
   oracle seeded_;
   engine engine_;
