@@ -2,6 +2,8 @@
 #include "echo_server.hpp"
 
 #include <coax/io/random.hpp>
+#include <coax/net/resolve.hpp>
+#include <coax/process/blocking.hpp>
 
 #include <algorithm>
 #include <array>
@@ -477,6 +479,28 @@ TEST_CASE("random numbers and names are the world's") {
   };
   CHECK(draw(1) == draw(1));
   CHECK(draw(1) != draw(2));
+}
+
+TEST_CASE("hosts are connected to by name, and what blocks is called at once") {
+  sim::world w;
+  w.host("srv", echo_one_by_one);
+  std::error_code known;
+  std::error_code unknown;
+  int answer = 0;
+  const auto program = [&]() -> task<> {
+    auto conn = co_await coax::connect("srv", 9000);
+    known = conn.error();
+    auto nobody = co_await coax::connect("nobody", 9000);
+    unknown = nobody.error();
+    const auto six_times_seven = [] { return 6 * 7; };
+    answer = co_await coax::blocking(six_times_seven);
+  };
+  auto& client = w.host("cli", program);
+  w.run_for(1s);
+  CHECK(!client.is_running());
+  CHECK(!known);
+  CHECK(unknown);
+  CHECK(answer == 42);
 }
 
 TEST_CASE("what a program throws comes out of the run") {
