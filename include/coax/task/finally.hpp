@@ -14,11 +14,11 @@ namespace coax::inline COAX_ABI {
 namespace detail {
 
 /// The wait for a body and then for its clean-up, each as a root of its own.
-template <class T, class Cleanup>
+template <class T>
 class finally_end final : public composite {
  public:
-  finally_end(task<T> body, Cleanup& cleanup) noexcept
-      : body_(std::move(body)), make_cleanup_(cleanup) {}
+  finally_end(task<T> body, task<> cleanup) noexcept
+      : body_(std::move(body)), cleanup_task_(std::move(cleanup)) {}
 
   waiting_for describe() const noexcept override {
     return {cleaning_up_ ? "a clean-up" : "a body with a clean-up"};
@@ -37,20 +37,23 @@ class finally_end final : public composite {
 
   void one_ended() noexcept override {
     if (std::exchange(cleaning_up_, true)) return;
-    cleanup_.begin_later(*this, run_cleanup(make_cleanup_));
+    cleanup_.begin_later(*this, std::move(cleanup_task_));
   }
 
-  static task<> run_cleanup(Cleanup& make) { co_await std::invoke(make); }
-
   branch<T> body_;
-  Cleanup& make_cleanup_;
+  task<> cleanup_task_;  // made before the body begins: afterwards there may be no memory for it
   branch<void> cleanup_;
   bool cleaning_up_ = false;
 };
 
+template <class Cleanup>
+task<> run_cleanup(Cleanup& make) {
+  co_await std::invoke(make);
+}
+
 template <class T, class Body, class Cleanup>
 task<T> with_cleanup(Body body, Cleanup cleanup) {
-  co_return co_await finally_end<T, Cleanup>(std::invoke(body), cleanup);
+  co_return co_await finally_end<T>(std::invoke(body), run_cleanup(cleanup));
 }
 
 }  // namespace detail
@@ -62,7 +65,8 @@ task<T> with_cleanup(Body body, Cleanup cleanup) {
 /// until it has ended. Give what it waits for a deadline.
 ///
 /// Result    what the body gives.
-/// Errors    what the body throws, else what the clean-up throws.
+/// Errors    what the body throws, else what the clean-up throws; std::bad_alloc too, when there is no
+///           memory for the task that `cleanup()` gives: it has not run then.
 /// Lifetime  both are moved into the task. On g++ 12 closures written into the call must be trivially
 ///           destructible (capture by reference).
 template <class Body, class Cleanup>
