@@ -48,7 +48,8 @@ struct descriptor {
 /// The descriptors of a reactor by number. Entries keep their address.
 class descriptor_table {
  public:
-  explicit descriptor_table(syscalls& calls) noexcept
+  /// Errors    std::bad_alloc.
+  explicit descriptor_table(syscalls& calls)
       : calls_(calls), first_(calls.first_descriptor()) {}
 
   /// The entry of `fd`. Null when `fd` is not open. Errors: std::bad_alloc.
