@@ -1,0 +1,72 @@
+#include "failing_new.hpp"
+#include "net_scenarios.hpp"
+#include "task_scenarios.hpp"
+
+#include <coax/process/run.hpp>
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+/// Each allocation fails once, and once more together with those that follow: std::bad_alloc arrives where the task is awaited,
+/// or the error that is documented, and nothing is left behind.
+
+void* operator new(std::size_t size) {
+  if (memory::refuses()) throw std::bad_alloc();
+  if (void* const fresh = std::malloc(size)) return fresh;
+  throw std::bad_alloc();
+}
+void operator delete(void* block) noexcept { std::free(block); }
+void operator delete(void* block, std::size_t) noexcept { std::free(block); }
+
+TEST_CASE("every allocation fails: tasks, time and sync primitives", "[promises][memory]") {
+  scenarios::for_each_task_scenario([]<class Scenario>(const char* name) {
+    fail_every_allocation<Scenario>(name, [] { return std::make_unique<virtual_stage>(); });
+  });
+}
+
+TEST_CASE("every allocation fails: connections", "[promises][memory]") {
+  coax::detail::signal_hub::instance();  // opens its descriptor once, for good
+  for (const coax::backend b : backends_here()) {
+    scenarios::for_each_net_scenario([b]<class Scenario>(const char* name) {
+      fail_every_allocation<Scenario>(name, [b] { return std::make_unique<reactor_stage>(b); });
+    });
+  }
+}
+
+TEST_CASE("every allocation fails: a whole run", "[promises][memory]") {
+  coax::detail::signal_hub::instance();
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    coax::options how;
+    how.backend = b;
+    how.ring_entries = 16;
+    bool happened = true;
+    for (long n = 1; happened; ++n) {
+      const int descriptors = open_descriptors();
+      const auto frames = coax::detail::frames::live();
+      int got = 0;
+      bool refused = false;
+      {
+        const memory::shortage shortage(n, n + 1);
+        try {
+          got = coax::run(
+              how,
+              [](int given) -> coax::task<int> {
+                co_await coax::yield();
+                co_return given;
+              },
+              7);
+        } catch (const std::bad_alloc&) {
+          refused = true;
+        }
+        happened = shortage.happened(n);
+      }
+      CAPTURE(n);
+      CHECK((refused || got == 7));
+      CHECK((happened || !refused));
+      CHECK(open_descriptors() == descriptors);
+      CHECK(coax::detail::frames::live() == frames);
+    }
+  }
+}
