@@ -280,12 +280,18 @@ inline const char* name_of(request r) {
 struct aim {
   coax::root* at = nullptr;
   int steps_left = 0;
+  bool asked = false;             // the subject was asked to end
+  bool waits_as_it_runs = false;  // a root that ran was said to wait for something
 };
 inline aim aimed;
 
 /// A place at which a scenario may be cancelled by what runs there.
 inline void step() noexcept {
-  if (aimed.at != nullptr && --aimed.steps_left == 0) std::exchange(aimed.at, nullptr)->cancel();
+  const coax::root* const runs = coax::loop::current().running_root();
+  if (runs != nullptr && runs->waits_for() != nullptr) aimed.waits_as_it_runs = true;
+  if (aimed.at == nullptr || --aimed.steps_left != 0) return;
+  aimed.asked = true;
+  std::exchange(aimed.at, nullptr)->cancel();
 }
 
 class canceller final : public coax::ready_node {
@@ -293,7 +299,10 @@ class canceller final : public coax::ready_node {
   explicit canceller(coax::root& victim) noexcept : victim_(victim) {}
 
  private:
-  void run() noexcept override { victim_.cancel(); }
+  void run() noexcept override {
+    aimed.asked = true;
+    victim_.cancel();
+  }
   coax::root& victim_;
 };
 
@@ -322,17 +331,25 @@ bool run_cancelled(stage& on, request how, int at, const std::string& run) {
     std::optional<actor> peer;
     if constexpr (has_peer<Scenario>) peer.emplace(scenario.peer());
     canceller cancels(subject);
-    aimed = how == request::from_inside ? aim{&subject, at} : aim{};
+    aimed = {};
+    if (how == request::from_inside) {
+      aimed.at = &subject;
+      aimed.steps_left = at;
+    }
     for (int turn = 1; !subject.has_ended() || (peer && !peer->has_ended()); ++turn) {
       if (turn == at && !subject.has_ended()) {
-        if (how == request::from_outside) subject.cancel();
+        if (how == request::from_outside) {
+          aimed.asked = true;
+          subject.cancel();
+        }
         if (how == request::from_queue) on.loop().make_ready(cancels);
         reached = how != request::from_inside;
       }
       dog.turned(on.turn());
     }
-    if (how == request::from_inside) reached = aimed.at == nullptr;
-    aimed = {};
+    if (how == request::from_inside) reached = aimed.asked;
+    aimed.at = nullptr;
+    if (aimed.waits_as_it_runs) wrong += " a root waits for something as it runs;";
     if constexpr (has_afterwards<Scenario>) {
       actor last(scenario.afterwards());
       while (!last.has_ended()) dog.turned(on.turn());

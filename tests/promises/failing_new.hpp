@@ -78,6 +78,7 @@ bool run_short_of_memory(stage& on, long n, long burst, const std::string& run) 
   bool happened = false;
   std::string wrong;
   {
+    aimed = {};
     Scenario scenario;
     watchdog dog(on, run);
     endings seen;

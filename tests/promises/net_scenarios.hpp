@@ -245,6 +245,7 @@ struct read_cut_in_the_middle {
   stream near = adopted(sockets.near);
   int whole = 0;
   bool wrong = false;
+  bool done = false;
 
   static std::byte letter(int message) noexcept { return static_cast<std::byte>('a' + message); }
 
@@ -257,6 +258,7 @@ struct read_cut_in_the_middle {
       for (const std::byte b : message) wrong = wrong || b != letter(whole);
     }
   }
+  void over() noexcept { done = true; }
   task<> peer() {
     std::array<std::byte, message_size * messages> all;
     for (std::size_t i = 0; i < all.size(); ++i)
@@ -267,6 +269,7 @@ struct read_cut_in_the_middle {
       step();
       co_await coax::yield();
       co_await coax::yield();
+      while (aimed.asked && !done) co_await coax::yield();  // nothing comes that would end the read
     }
     ::shutdown(sockets.far.get(), SHUT_WR);
   }
@@ -325,7 +328,7 @@ struct write_cut_in_the_middle {
   void over() noexcept { done = true; }
   task<> peer() {
     while (!done) {
-      take(3000);
+      if (!aimed.asked) take(3000);  // afterwards nothing makes room that would end the write
       step();
       co_await coax::yield();
     }
