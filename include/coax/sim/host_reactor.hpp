@@ -142,6 +142,8 @@ class ring_host final : public host_reactor<reactor> {
   /// An operation the kernel has.
   struct entry {
     operation* op;
+    bool begun = false;
+    bool cancelled = false;  // asked to give up, after it was submitted
     bool completed = false;
     bool postponed = false;  // reaped a turn later than it could have been
     int answer = 0;
@@ -161,31 +163,40 @@ class ring_host final : public host_reactor<reactor> {
   }
 
   void cancel(operation& op) noexcept override {
-    if (submitted_.remove(op)) return was_stopped(op);
-    for (entry& e : in_kernel_) {
-      if (e.op != &op || e.completed) continue;
-      // The two race: what the operation waits for may come first.
-      if (engine_.decide.choose(2) != 0) attempt(e);
-      if (!e.completed) complete(e, -ECANCELED);
-    }
+    // Queued behind the submission: the kernel sees both at the next turn, in this order.
+    if (submitted_.remove(op)) in_kernel_.push_back({&op});
+    for (entry& e : in_kernel_)
+      if (e.op == &op) e.cancelled = true;
   }
 
   void poll(std::optional<clock::time_point>) noexcept override {
-    while (!submitted_.empty()) {
-      in_kernel_.push_back({static_cast<operation*>(submitted_.pop())});
-      attempt_and_watch(in_kernel_.back());
-    }
+    while (!submitted_.empty()) in_kernel_.push_back({static_cast<operation*>(submitted_.pop())});
+    for (entry& e : in_kernel_)
+      if (!std::exchange(e.begun, true)) attempt_and_watch(e);
+    // A cancellation races with what the operation waits for.
+    if (cancels() && engine_.decide.choose(2) != 0) cancel_pending();
     for (const kernel::event& event : kernel_.take_events())
       for (entry& e : in_kernel_)
         if (e.op->fd() == event.fd && !e.completed) attempt_and_watch(e);
+    cancel_pending();
     reap();
   }
 
   bool asks_kernel() const noexcept override {
     if (!submitted_.empty()) return true;
     for (const entry& e : in_kernel_)
-      if (e.completed) return true;
+      if (!e.begun || e.cancelled || e.completed) return true;
     return false;
+  }
+
+  bool cancels() const noexcept {
+    for (const entry& e : in_kernel_)
+      if (e.cancelled && !e.completed) return true;
+    return false;
+  }
+  void cancel_pending() noexcept {
+    for (entry& e : in_kernel_)
+      if (e.cancelled && !e.completed) complete(e, -ECANCELED);
   }
 
   void attempt(entry& e) noexcept {
