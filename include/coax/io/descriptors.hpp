@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/io/inbox.hpp>
 #include <coax/io/operation.hpp>
 #include <coax/io/syscalls.hpp>
 
@@ -21,25 +22,31 @@ struct descriptor {
   int fd = -1;
   std::uint32_t generation = 0;  // tells the events of a closed descriptor from its successor's
   std::uint32_t life = 0;        // counts what the number has stood for, as far as coax knows
+  unsigned ready = unknown;      // epoll: what it may be ready for
   operation* reader = nullptr;   // who waits for it to become readable: one at a time
   operation* writer = nullptr;
-  unsigned ready = unknown;  // epoll: what it may be ready for
-  bool owned = false;        // a stream of ours
-  bool tcp = false;
-  bool registered = false;  // epoll: the kernel reports its events
-  bool closing = false;     // closed while an operation was pending: the last one closes it
-  bool read_cut = false;    // a transfer was cut off in the middle: the direction has failed
-  bool write_cut = false;
+  [[no_unique_address]] inbox received;  // what a multishot receive has left for the next reader
+  bool owned : 1 = false;                // a stream of ours
+  bool tcp : 1 = false;
+  bool registered : 1 = false;  // epoll: the kernel reports its events
+  bool closing : 1 = false;     // closed while an operation was pending: the last one closes it
+  bool read_cut : 1 = false;    // a transfer was cut off in the middle: the direction has failed
+  bool write_cut : 1 = false;
+  bool multishot : 1 = false;          // io_uring: a multishot receive is in the ring
+  bool multishot_stops : 1 = false;    // it was asked to end
+  bool multishot_refused : 1 = false;  // this kind of socket cannot have one
 
-  bool idle() const noexcept { return reader == nullptr && writer == nullptr; }
+  bool idle() const noexcept { return reader == nullptr && writer == nullptr && !multishot; }
 
   /// Begins another life: forgets everything else.
   void renew(bool now_owned, bool is_tcp) noexcept {
-    const descriptor before = *this;
+    const int same_fd = fd;
+    const std::uint32_t next_generation = generation + 1;
+    const std::uint32_t next_life = life + 1;
     *this = descriptor{};
-    fd = before.fd;
-    generation = before.generation + 1;
-    life = before.life + 1;
+    fd = same_fd;
+    generation = next_generation;
+    life = next_life;
     owned = now_owned;
     tcp = is_tcp;
   }
@@ -72,6 +79,12 @@ class descriptor_table {
     if (fd < first_) return nullptr;
     const auto index = static_cast<std::size_t>(fd - first_);
     return index < entries_.size() ? &entries_[index] : nullptr;
+  }
+
+  /// Calls `f` with each entry.
+  template <class F>
+  void for_each(F&& f) {
+    for (descriptor& d : entries_) f(d);
   }
 
  private:

@@ -18,6 +18,7 @@ struct io_uring_sqe;
 namespace coax::inline COAX_ABI {
 
 struct descriptor;
+class inbox;
 
 /// What makes trying an operation worth while: poll(2) events.
 namespace interest {
@@ -67,6 +68,15 @@ class operation : public waiter {
 
   /// Whether the answer 0 is a result to be delivered also when the descriptor was closed meanwhile.
   virtual bool zero_is_a_result() const noexcept { return false; }
+  /// Whether it is served best by a multishot receive of its descriptor. While there is one, every
+  /// operation that reads a stream is served by it.
+  virtual bool wants_multishot() const noexcept { return false; }
+
+  /// Takes what came before, of which there is some. True when the operation is done.
+  virtual bool take_received(inbox& from) noexcept {
+    static_cast<void>(from);
+    return false;
+  }
 
   /// Told when it ends without its result, because it was asked to stop.
   virtual void cut_off() noexcept {}
@@ -77,7 +87,16 @@ class operation : public waiter {
 
  protected:
   operation(int fd, short waits_for, watching how) noexcept
-      : fd_(fd), waits_for_(waits_for), watching_(how) {}
+      : fd_(fd),
+        drained_(false),
+        watching_(how),
+        stop_requested_(false),
+        retrying_(false),
+        polling_(false),
+        cancel_queued_(false),
+        by_multishot_(false),
+        no_multishot_(false),
+        waits_for_(waits_for) {}
   operation(const operation&) = default;
   ~operation() = default;
 
@@ -88,9 +107,14 @@ class operation : public waiter {
   }
   static constexpr int cut_before = -100'000;
 
+  // In the order in which they fill the gaps: each connection that waits holds an operation.
+ private:
+  int fd_;
+
+ protected:
   descriptor* at_ = nullptr;  // its entry in the reactor's table, once started
   int result_ = 0;
-  bool drained_ = false;
+  bool drained_ : 1;
 
  private:
   friend class reactor;
@@ -100,13 +124,14 @@ class operation : public waiter {
   bool start() noexcept final;
   void stop() noexcept final;
 
-  int fd_;
+  watching watching_ : 2;
+  bool stop_requested_ : 1;
+  bool retrying_ : 1;       // readiness: it is queued for its next try
+  bool polling_ : 1;        // io_uring: what is in the ring is a poll for `waits_for`
+  bool cancel_queued_ : 1;  // io_uring: a cancellation waits for room in the ring
+  bool by_multishot_ : 1;   // io_uring: it is not in the ring, but served by what is
+  bool no_multishot_ : 1;   // io_uring: that was tried
   short waits_for_;
-  watching watching_;
-  bool stop_requested_ = false;
-  bool retrying_ = false;       // readiness: it is queued for its next try
-  bool polling_ = false;        // io_uring: what is in the ring is a poll for `waits_for`
-  bool cancel_queued_ = false;  // io_uring: a cancellation waits for room in the ring
 };
 
 /// Base of an operation that is awaited for a `result<T>`; `Derived::value(answer)` makes the

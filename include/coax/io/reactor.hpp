@@ -1,7 +1,9 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/io/buffer_pool.hpp>
 #include <coax/io/descriptors.hpp>
+#include <coax/io/inbox.hpp>
 #include <coax/io/operation.hpp>
 #include <coax/io/operations/poll.hpp>
 #include <coax/io/owner.hpp>
@@ -21,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
@@ -59,12 +62,16 @@ class reactor : public loop {
   /// where time is simulated, nothing may depend on how threads are scheduled.
   virtual bool runs_blocking_inline() const noexcept { return false; }
 
-  /// Operations that have begun and not ended.
+  /// Operations that have begun and not ended. A multishot receive that nobody waits for is none.
   std::size_t in_flight() const noexcept { return in_flight_; }
 
   /// Operations that have begun; of those that ended, how many were given up.
   std::uint64_t submitted() const noexcept { return submitted_; }
   std::uint64_t cancelled() const noexcept { return cancelled_; }
+
+  /// Buffers that are taken from those of the reactor: leased, received ahead, or lying ready in the
+  /// kernel.
+  std::size_t buffers_in_use() const noexcept { return buffers_ ? buffers_->in_use() : 0; }
 
   clock::time_point now() const noexcept override {
     return clock::time_point(std::chrono::steady_clock::now().time_since_epoch());
@@ -133,6 +140,8 @@ class reactor : public loop {
       reactor_.let_post(false);
       reactor_.make_ready(reactor_.posted_);
       reactor_.drop_ready();
+      reactor_.stop_multishots();
+      while (!reactor_.services_.all_ended() || reactor_.has_multishots()) reactor_.turn();
       if (reactor_.in_flight_ != 0)
         detail::fatal(
             "a run has ended while a coroutine that is in no scope still waited in the kernel");
@@ -195,9 +204,12 @@ class reactor : public loop {
       if ((reads && d->read_cut) || (writes && d->write_cut))
         return op.result_ = operation::cut_before, true;
     }
+    op.at_ = d;
+    if (reads && op.watched_as() == watching::stream && !d->received.empty() &&
+        op.take_received(d->received))
+      return true;
     if (reads) d->reader = &op;
     if (writes) d->writer = &op;
-    op.at_ = d;
     ++in_flight_;
     ++submitted_;
     if (!submit(op)) return false;
@@ -220,6 +232,14 @@ class reactor : public loop {
     return d == nullptr ? 0 : d->life;
   }
 
+  /// A buffer to receive into; a private one when those of the reactor are all in use. Null when
+  /// there is no memory.
+  detail::buffer* take_buffer() noexcept {
+    detail::buffer_pool* pool = buffers();
+    detail::buffer* taken = pool == nullptr ? nullptr : pool->take();
+    return taken != nullptr ? taken : detail::buffer::make_private();
+  }
+
   // --- for streams ---
 
   /// Takes over the descriptor of a new stream.
@@ -238,6 +258,7 @@ class reactor : public loop {
   /// is shut down at once all the same.
   void close(int fd, closing reach = closing::everywhere) noexcept {
     descriptor* d = descriptors_.known(fd);
+    if (d != nullptr) d->received.clear();
     if (d == nullptr || d->idle()) {
       if (d != nullptr) d->renew(false, false);
       calls_.close(fd);
@@ -245,6 +266,7 @@ class reactor : public loop {
     }
     d->closing = true;
     if (reach == closing::everywhere) calls_.shutdown(fd, SHUT_RDWR);
+    if (d->multishot) stop_multishot(*d);
     operation* const writer = d->writer;  // cancelling the last one renews the entry
     if (d->reader != nullptr) cancel(*d->reader);
     if (writer != nullptr && d->writer == writer) cancel(*writer);
@@ -286,6 +308,10 @@ class reactor : public loop {
   virtual void poll(std::optional<clock::time_point> deadline) noexcept = 0;
   /// The entry of a descriptor that nobody waits on any more is about to be closed or forgotten.
   virtual void forget(descriptor&) noexcept {}
+  /// Asks the kernel to end the multishot receive of a descriptor. `multishot_ended` follows.
+  virtual void stop_multishot(descriptor&) noexcept {}
+  /// Whether one is in the kernel, be it of a descriptor that is gone.
+  virtual bool has_multishots() const noexcept { return false; }
 
   // --- what a backend reports ---
 
@@ -313,7 +339,19 @@ class reactor : public loop {
     op.complete();
   }
 
+  /// The multishot receive of `d` has had its last completion.
+  void multishot_ended(descriptor& d) noexcept {
+    d.multishot = d.multishot_stops = false;
+    settle(d);
+  }
+
   descriptor_table& descriptors() noexcept { return descriptors_; }
+
+  /// The buffers of this reactor, made when first asked for. Null when there is no memory.
+  detail::buffer_pool* buffers() noexcept {
+    if (!buffers_) buffers_.reset(detail::buffer_pool::make());
+    return buffers_.get();
+  }
 
   static bool is_writer(const operation& op) noexcept {
     return (op.waits_for() & interest::writable) != 0;
@@ -332,6 +370,11 @@ class reactor : public loop {
     descriptor& d = *op.at_;
     if (d.reader == &op) d.reader = nullptr;
     if (d.writer == &op) d.writer = nullptr;
+    settle(d);
+  }
+
+  /// Does what was put off while something was pending on `d`.
+  void settle(descriptor& d) noexcept {
     if (!d.idle()) return;
     // Also before it is closed: another process may keep the same socket open, and the kernel
     // would go on to report it.
@@ -356,7 +399,15 @@ class reactor : public loop {
     operation* const writer = d.writer;
     if (d.reader != nullptr) cancel(*d.reader);
     if (writer != nullptr && d.writer == writer) cancel(*writer);
+    if (d.multishot) stop_multishot(d);
     d.reader = d.writer = nullptr;
+  }
+
+  void stop_multishots() noexcept {
+    if (!has_multishots()) return;
+    descriptors_.for_each([this](descriptor& d) {
+      if (d.multishot) stop_multishot(d);
+    });
   }
 
   /// Takes in what other threads have posted.
@@ -376,11 +427,15 @@ class reactor : public loop {
     const std::lock_guard lock(posted_mutex_);
     posts_closed_ = !open;
   }
+  struct abandoned {
+    void operator()(detail::buffer_pool* pool) const noexcept { pool->abandon(); }
+  };
 
   syscalls own_calls_;
   syscalls& calls_;
   unique_fd wake_fd_;
-  descriptor_table descriptors_;
+  std::unique_ptr<detail::buffer_pool, abandoned> buffers_;
+  descriptor_table descriptors_;  // after the buffers: what was received goes back to them
   std::size_t in_flight_ = 0;
   std::uint64_t submitted_ = 0;
   std::uint64_t cancelled_ = 0;

@@ -4,6 +4,7 @@
 
 #if !defined(COAX_WITHOUT_URING)
 
+#include <coax/io/provided_buffers.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/task/result.hpp>
 
@@ -13,9 +14,11 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <new>
 #include <optional>
 #include <string_view>
 #include <system_error>
+#include <vector>
 
 namespace coax::inline COAX_ABI {
 
@@ -24,6 +27,12 @@ namespace coax::inline COAX_ABI {
 /// Only the final completion of an operation ends it; asking to cancel one merely makes that come
 /// sooner. An answer of -EAGAIN (a descriptor in non-blocking mode) is followed by a poll in the
 /// ring and another try.
+///
+/// A multishot receive belongs to its descriptor, not to who waits: its completions, which name the
+/// descriptor and its generation, go into the inbox there, and an operation that reads takes from
+/// that. It is started by the first `receive`, and goes on until it ends by itself, until nobody
+/// takes what comes, or until the descriptor is closed; the number of the descriptor stays taken
+/// until its last completion.
 class uring_reactor final : public reactor {
  public:
   static constexpr unsigned entries_default = 256;
@@ -55,6 +64,9 @@ class uring_reactor final : public reactor {
       1 << 14;  // more, and the kernel has no room for the completions
   // A transfer that could go on for ever without waiting lets others in between.
   static constexpr int tries_max = 16;
+  // So many buffers may a descriptor hold that nobody asks for; with more, its multishot receive is
+  // stopped. What it still delivers before it has stopped is kept: one batch of the kernel, 32.
+  static constexpr std::size_t unread_max = 8;
 
   bool submit(operation& op) noexcept override {
     if (op.performs_first()) {
@@ -70,6 +82,10 @@ class uring_reactor final : public reactor {
   }
 
   void cancel(operation& op) noexcept override {
+    if (op.by_multishot_) {
+      op.by_multishot_ = false;
+      return was_stopped(op);
+    }
     if (backlog_.remove(op)) return was_stopped(op);  // the kernel has not seen it
     if (op.cancel_queued_) return;
     op.cancel_queued_ = true;
@@ -79,9 +95,10 @@ class uring_reactor final : public reactor {
 
   void poll(std::optional<clock::time_point> deadline) noexcept override {
     queue_backlog();
+    if (provided_.is_open()) provided_.top_up();
     // What is still in line may be the very thing that ends the wait.
     const bool must_not_wait =
-        !backlog_.empty() || !cancellations_.empty() ||
+        !backlog_.empty() || !cancellations_.empty() || !stops_.empty() ||
         (deadline && (*deadline == clock::time_point::min() || *deadline <= now()));
     int entered = 0;
     if (!must_not_wait) {
@@ -111,7 +128,11 @@ class uring_reactor final : public reactor {
     io_uring_cqe* cqe = nullptr;
     io_uring_for_each_cqe(&ring_, head, cqe) {
       ++count;
-      if (auto* op = static_cast<operation*>(io_uring_cqe_get_data(cqe))) completed(*op, cqe->res);
+      const auto data = io_uring_cqe_get_data64(cqe);
+      if ((data & of_multishot) != 0)
+        delivered(data, *cqe);
+      else if (data != 0)
+        completed(*static_cast<operation*>(io_uring_cqe_get_data(cqe)), cqe->res);
     }
     io_uring_cq_advance(&ring_, count);
   }
@@ -141,8 +162,126 @@ class uring_reactor final : public reactor {
     was_stopped(op);
   }
 
+  // --- multishot receives ---
+
+  static constexpr std::uint64_t of_multishot = 1;  // no operation has an odd address
+
+  static std::uint64_t key_of(const descriptor& d) noexcept {
+    return std::uint64_t{d.generation} << 32 | static_cast<std::uint64_t>(d.fd) << 1 | of_multishot;
+  }
+  /// Null when the descriptor has begun another life.
+  descriptor* of_key(std::uint64_t key) noexcept {
+    descriptor* d = descriptors().known(static_cast<int>((key & UINT32_MAX) >> 1));
+    return d != nullptr && key_of(*d) == key ? d : nullptr;
+  }
+
+  /// Leaves `op` to the multishot receive of its descriptor, if there is one or it wants one.
+  bool queued_by_multishot(operation& op) noexcept {
+    descriptor& d = *op.at_;
+    if (!d.multishot) {
+      if (!op.wants_multishot() || op.no_multishot_ || d.multishot_refused || !may_arm())
+        return false;
+      io_uring_sqe* sqe = free_entry();
+      if (sqe == nullptr) return backlog_.push(op), true;
+      io_uring_prep_recv(sqe, d.fd, nullptr, 0, 0);
+      sqe->ioprio |= IORING_RECV_MULTISHOT;
+      sqe->flags |= IOSQE_BUFFER_SELECT;
+      sqe->buf_group = detail::provided_buffers::group;
+      io_uring_sqe_set_data64(sqe, key_of(d));
+      d.multishot = true;
+      ++multishots_;
+    }
+    op.by_multishot_ = true;
+    return true;
+  }
+
+  /// Whether a multishot receive would find a buffer, and can be stopped whatever happens.
+  bool may_arm() noexcept {
+    if (!provided_.is_open()) {
+      if (cannot_provide_ || buffers() == nullptr) return false;
+      cannot_provide_ = provided_.open(ring_, *buffers()) < 0;
+      if (cannot_provide_) return false;
+    }
+    provided_.top_up();
+    if (provided_.is_dry()) return false;
+    if (multishots_ < stops_.capacity()) return true;
+    try {
+      stops_.reserve(multishots_ * 2 + 64);
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    return true;
+  }
+
+  void delivered(std::uint64_t key, const io_uring_cqe& cqe) noexcept {
+    const bool last = (cqe.flags & IORING_CQE_F_MORE) == 0;
+    if (last) --multishots_;
+    descriptor* const d = of_key(key);
+    const bool wanted = d != nullptr && !d->closing;
+    bool came = false;
+    if ((cqe.flags & IORING_CQE_F_BUFFER) != 0) {
+      detail::buffer& b =
+          provided_.taken(static_cast<std::uint16_t>(cqe.flags >> IORING_CQE_BUFFER_SHIFT));
+      came = wanted && cqe.res > 0;
+      if (came) {
+        b.fill(static_cast<std::uint32_t>(cqe.res));
+        d->received.push(b);
+      } else {
+        b.release();
+      }
+    }
+    if (d == nullptr) return;
+    const bool asked_to_stop = d->multishot_stops;
+    if (last && wanted && !came) end_multishot(*d, cqe.res);
+    if (last) multishot_ended(*d);
+    if (!wanted) return;
+
+    operation* const reader = d->reader;
+    if (reader == nullptr || !reader->by_multishot_) {
+      if (!last && d->received.size() > unread_max) stop_multishot(*d);
+    } else if (!d->received.empty() && reader->take_received(d->received)) {
+      reader->by_multishot_ = false;
+      ended(*reader);
+    } else if (last) {
+      reader->by_multishot_ = false;
+      // Without a reason that is known to pass, the same would only happen again.
+      reader->no_multishot_ = !asked_to_stop && cqe.res != -ENOBUFS && cqe.res <= 0;
+      queue(*reader);
+    }
+  }
+
+  /// What the last completion says about the stream.
+  void end_multishot(descriptor& d, int answer) noexcept {
+    switch (-answer) {
+      case ENOBUFS:
+        provided_.ran_dry();
+        break;
+      case ECANCELED:
+      case EINTR:
+      case EAGAIN:
+        break;
+      case EINVAL:
+      case EOPNOTSUPP:
+        d.multishot_refused = true;
+        break;
+      default:
+        d.received.end(answer);
+    }
+  }
+
+  void stop_multishot(descriptor& d) noexcept override {
+    if (d.multishot_stops) return;
+    d.multishot_stops = true;
+    stops_.push_back(key_of(d));  // it has the room: see may_arm
+    queue_cancellations();
+  }
+  bool has_multishots() const noexcept override { return multishots_ != 0; }
+
+  // --- the submission queue ---
+
   /// Puts `op` into the ring, or into the backlog when that is full.
   void queue(operation& op) noexcept {
+    if (op.watched_as() == watching::stream && is_reader(op) && queued_by_multishot(op)) return;
     io_uring_sqe* sqe = free_entry();
     if (sqe == nullptr) return backlog_.push(op);
     if (op.polling_)
@@ -165,6 +304,13 @@ class uring_reactor final : public reactor {
   }
 
   void queue_cancellations() noexcept {
+    while (!stops_.empty()) {
+      io_uring_sqe* sqe = free_entry();
+      if (sqe == nullptr) return;
+      io_uring_prep_cancel64(sqe, stops_.back(), 0);
+      io_uring_sqe_set_data(sqe, nullptr);
+      stops_.pop_back();
+    }
     while (!cancellations_.empty()) {
       io_uring_sqe* sqe = free_entry();
       if (sqe == nullptr) return;
@@ -191,6 +337,10 @@ class uring_reactor final : public reactor {
   }
 
   io_uring ring_{};
+  detail::provided_buffers provided_;
+  bool cannot_provide_ = false;
+  std::size_t multishots_ = 0;
+  std::vector<std::uint64_t> stops_;  // multishot receives that are to be cancelled
   // What the ring had no room for: operations, and cancellations of operations. Bounded, for they
   // live in their frames.
   ready_queue backlog_;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/io/operations/receive.hpp>
 #include <coax/io/operations/recv.hpp>
 #include <coax/io/operations/send.hpp>
 #include <coax/io/reactor.hpp>
@@ -82,6 +83,16 @@ class stream {
   [[nodiscard]] operations::recv read_exactly(std::span<std::byte> into) noexcept {
     return {fd_, into, operations::recv::until::full};
   }
+
+  /// Receives what has arrived, at least a byte, without a buffer of the caller's: nothing is held
+  /// while the peer is silent.
+  ///
+  /// It reads ahead: on io_uring, what comes after it may be with the reactor already, where later
+  /// reads of this stream find it, in order; the descriptor itself no longer has it.
+  ///
+  /// Result    a lease of the bytes.
+  /// Errors    coax::errc::end_of_stream when the peer has ended its side; else as recv(2).
+  [[nodiscard]] operations::receive receive() noexcept { return operations::receive(fd_); }
 
   /// Writes all of `from`: it returns when the kernel has taken over the last byte. A peer that
   /// does not read makes it wait; put it under `within`.

@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/descriptors.hpp>
+#include <coax/io/inbox.hpp>
 #include <coax/io/operation.hpp>
 
 #include <sys/socket.h>
@@ -9,6 +10,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <span>
 
 namespace coax::inline COAX_ABI::operations {
@@ -44,6 +47,17 @@ class recv final : public basic_operation<recv, std::size_t> {
     result_ = answer;
     if (answer > 0) got_ += static_cast<std::size_t>(answer);
     return enough_ == until::some || answer <= 0 || got_ == into_.size();
+  }
+  bool take_received(inbox& from) noexcept override {
+    while (from.has_bytes()) {
+      detail::buffer& first = from.front();
+      const std::size_t count = std::min<std::size_t>(first.size, rest().size());
+      std::memcpy(rest().data(), first.data() + first.begin, count);
+      first.skip(static_cast<std::uint32_t>(count));
+      if (first.size == 0) from.pop().release();
+      if (take(static_cast<int>(count))) return true;
+    }
+    return !from.empty() && take(from.take_end());
   }
   void cut_off() noexcept override {
     if (got_ > 0) at_->read_cut = true;

@@ -1,0 +1,152 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/task/frames.hpp>
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <span>
+#include <utility>
+
+#if defined(COAX_FRAMES_FROM_HEAP)
+#include <sanitizer/asan_interface.h>
+#define COAX_BYTES_OUT_OF_USE(address, size) ASAN_POISON_MEMORY_REGION(address, size)
+#define COAX_BYTES_IN_USE(address, size) ASAN_UNPOISON_MEMORY_REGION(address, size)
+#else
+#define COAX_BYTES_OUT_OF_USE(address, size) static_cast<void>(0)
+#define COAX_BYTES_IN_USE(address, size) static_cast<void>(0)
+#endif
+
+namespace coax::inline COAX_ABI::detail {
+
+class buffer_pool;
+
+/// What stands in front of the bytes of a buffer that is received into.
+///
+/// It is one cache line, so that the beginnings of a pool's buffers, which is all that short
+/// messages touch, do not share one set of the cache.
+struct alignas(64) buffer {
+  static constexpr std::uint32_t bytes_max = 16 * 1024;
+
+  buffer* next = nullptr;       // in the list it is in: free, or received
+  buffer_pool* pool = nullptr;  // null: it has its memory from the heap
+  std::uint32_t begin = 0;      // what was received, and not yet read
+  std::uint32_t size = 0;
+
+  std::byte* data() noexcept { return reinterpret_cast<std::byte*>(this + 1); }
+  std::span<std::byte> bytes() noexcept { return {data() + begin, size}; }
+  void fill(std::uint32_t count) noexcept {
+    begin = 0;
+    size = count;
+  }
+  void skip(std::uint32_t count) noexcept {
+    begin += count;
+    size -= count;
+  }
+
+  /// A buffer for when the pool has none: it is nobody else's. Null when there is no memory.
+  static buffer* make_private() noexcept {
+    void* memory = ::operator new(stride, std::align_val_t(alignof(buffer)), std::nothrow);
+    return memory == nullptr ? nullptr : ::new (memory) buffer;
+  }
+
+  /// Gives it back to where it is from.
+  void release() noexcept;
+
+  static constexpr std::size_t stride = 64 + bytes_max;
+};
+static_assert(sizeof(buffer) == buffer::stride - buffer::bytes_max);
+
+/// The buffers a reactor receives into. Only what was received is in use: a connection that is idle
+/// holds none.
+///
+/// Memory is taken from the system as it is first used, up to `count_max` buffers, and the one that
+/// came back last serves next. Buffers may outlive the reactor, and the pool lives as long as they
+/// do.
+///
+/// Thread    the reactor's; when that has ended, one.
+class buffer_pool {
+ public:
+  static constexpr std::uint32_t count_max = 1024;
+
+  /// Null when there is no room.
+  static buffer_pool* make() noexcept {
+    void* memory = ::mmap(nullptr, bytes_all, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
+    auto* made = new (std::nothrow) buffer_pool(memory);
+    if (made == nullptr) ::munmap(memory, bytes_all);
+    return made;
+  }
+  buffer_pool(const buffer_pool&) = delete;
+  buffer_pool& operator=(const buffer_pool&) = delete;
+
+  /// The reactor is done with it; whoever gives the last buffer back ends it.
+  void abandon() noexcept {
+    abandoned_ = true;
+    if (in_use_ == 0) delete this;
+  }
+
+  /// Null when all are in use.
+  buffer* take() noexcept {
+    buffer* b = free_;
+    if (b != nullptr) {
+      free_ = b->next;
+    } else {
+      if (made_ == count_max) return nullptr;
+      b = ::new (memory_ + made_ * buffer::stride) buffer;
+      b->pool = this;
+      ++made_;
+    }
+    ++in_use_;
+    COAX_BYTES_IN_USE(b->data(), buffer::bytes_max);
+    return b;
+  }
+
+  void give_back(buffer& b) noexcept {
+    COAX_BYTES_OUT_OF_USE(b.data(), buffer::bytes_max);
+    b.next = std::exchange(free_, &b);
+    --in_use_;
+    if (abandoned_ && in_use_ == 0) delete this;
+  }
+
+  /// So many that were taken will not be given back one by one.
+  void write_off(std::size_t count) noexcept { in_use_ -= count; }
+
+  std::size_t in_use() const noexcept { return in_use_; }
+
+  std::uint16_t number_of(const buffer& b) const noexcept {
+    const auto distance = reinterpret_cast<const std::byte*>(&b) - memory_;
+    return static_cast<std::uint16_t>(static_cast<std::size_t>(distance) / buffer::stride);
+  }
+  buffer& at(std::uint16_t number) noexcept {
+    return *std::launder(reinterpret_cast<buffer*>(memory_ + number * buffer::stride));
+  }
+
+ private:
+  static constexpr std::size_t bytes_all = count_max * buffer::stride;
+  static_assert(count_max <= UINT16_MAX);
+
+  explicit buffer_pool(void* memory) noexcept : memory_(static_cast<std::byte*>(memory)) {}
+  ~buffer_pool() {
+    COAX_BYTES_IN_USE(memory_, bytes_all);
+    ::munmap(memory_, bytes_all);
+  }
+
+  std::byte* memory_;
+  buffer* free_ = nullptr;
+  std::size_t made_ = 0;  // buffers that have been used at all
+  std::size_t in_use_ = 0;
+  bool abandoned_ = false;
+};
+
+inline void buffer::release() noexcept {
+  if (pool != nullptr) return pool->give_back(*this);
+  this->~buffer();
+  ::operator delete(static_cast<void*>(this), std::align_val_t(alignof(buffer)));
+}
+
+}  // namespace coax::inline COAX_ABI::detail

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/buffer_pool.hpp>
+
+#include <cstddef>
+#include <span>
+#include <utility>
+
+namespace coax::inline COAX_ABI {
+
+/// Bytes that were received, in a buffer of the reactor's: what `stream::receive` gives.
+///
+/// It is the holder's until it is destroyed. It can be moved, kept, passed to another task, changed
+/// in place, and written out again without a copy: `conn.write(lease.bytes())`. A reactor has so
+/// many buffers; who keeps more than these makes it fetch them from the heap.
+///
+/// Lifetime  may outlive the stream it is from, and the run.
+/// Thread    the reactor's; after its run, whoever has it to himself.
+class [[nodiscard]] leased_buffer {
+ public:
+  /// None; it has no bytes.
+  leased_buffer() noexcept = default;
+  leased_buffer(leased_buffer&& other) noexcept : held_(std::exchange(other.held_, nullptr)) {}
+  leased_buffer& operator=(leased_buffer&& other) noexcept {
+    if (this != &other) {
+      release();
+      held_ = std::exchange(other.held_, nullptr);
+    }
+    return *this;
+  }
+  ~leased_buffer() { release(); }
+
+  /// What was received, at least a byte.
+  ///
+  /// Lifetime  points into the buffer; moving the lease does not move the bytes.
+  std::span<std::byte> bytes() noexcept {
+    return held_ != nullptr ? held_->bytes() : std::span<std::byte>();
+  }
+  std::span<const std::byte> bytes() const noexcept {
+    return held_ != nullptr ? held_->bytes() : std::span<std::byte>();
+  }
+
+  /// Takes over a buffer: for what receives.
+  explicit leased_buffer(detail::buffer& filled) noexcept : held_(&filled) {}
+
+ private:
+  void release() noexcept {
+    if (held_ != nullptr) std::exchange(held_, nullptr)->release();
+  }
+
+  detail::buffer* held_ = nullptr;
+};
+
+}  // namespace coax::inline COAX_ABI

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/buffer_pool.hpp>
+#include <coax/io/inbox.hpp>
+#include <coax/io/leased_buffer.hpp>
+#include <coax/io/operation.hpp>
+#include <coax/io/reactor.hpp>
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <utility>
+
+namespace coax::inline COAX_ABI::operations {
+
+/// Receives from a stream socket into a buffer of the reactor's, which is taken only when there is
+/// something to receive.
+///
+/// On io_uring the bytes come from the multishot receive of the descriptor, which this starts. Where
+/// that cannot be had it waits until there is something, and calls recv(2).
+///
+/// Result    a lease of what there is.
+/// Errors    coax::errc::end_of_stream when the peer has ended the stream; ENOMEM; else as recv(2).
+/// See       recv(2), io_uring_prep_recv_multishot(3).
+class receive final : public basic_operation<receive, leased_buffer> {
+ public:
+  static constexpr short waits_for = interest::readable;
+
+  explicit receive(int fd) noexcept : basic_operation(fd, watching::stream) {}
+
+  const char* name() const noexcept override { return "recv"; }
+  void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
+    polls_ = true;
+#if !defined(COAX_WITHOUT_URING)
+    io_uring_prep_poll_add(&sqe, fd(), POLLIN);
+#endif
+  }
+  int perform(syscalls& calls) noexcept override {
+    detail::buffer* into = reactor::current().take_buffer();
+    if (into == nullptr) return -ENOMEM;
+    const int got = calls.recv(fd(), into->data(), detail::buffer::bytes_max, MSG_DONTWAIT);
+    drained_ = got > 0 && got < static_cast<int>(detail::buffer::bytes_max);
+    if (got > 0) {
+      into->fill(static_cast<std::uint32_t>(got));
+      received_ = leased_buffer(*into);
+    } else {
+      into->release();
+    }
+    return got;
+  }
+  bool take(int answer) noexcept override {
+    if (std::exchange(polls_, false) && answer > 0) {
+      answer = perform(reactor::current().system());
+      if (answer == -EAGAIN || answer == -EINTR) return false;
+    }
+    result_ = answer;
+    return true;
+  }
+
+  bool wants_multishot() const noexcept override { return true; }
+  bool take_received(inbox& from) noexcept override {
+    if (!from.has_bytes()) return take(from.take_end());
+    received_ = leased_buffer(from.pop());
+    result_ = 1;
+    return true;
+  }
+
+  result<leased_buffer> value(int answer) noexcept {
+    if (answer == 0) return errc::end_of_stream;
+    return std::move(received_);
+  }
+
+ private:
+  leased_buffer received_;
+  bool polls_ = false;  // what is in the ring only says that there is something
+};
+
+}  // namespace coax::inline COAX_ABI::operations
