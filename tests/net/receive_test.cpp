@@ -182,6 +182,61 @@ TEST_CASE("a lease outlives its stream and its run") {
   }
 }
 
+TEST_CASE("a stream that outlives its run brings along what was received ahead") {
+  for (const coax::backend first : backends_here())
+    for (const coax::backend second : backends_here())
+      for (const bool ended : {false, true}) {
+        INFO("on " << name_of(first) << ", then on " << name_of(second));
+        std::optional<with_peer> both;
+        const auto one = reactor_of(first);
+        coax::detail::run_on(*one, [&]() -> task<> {
+          both.emplace(transport::tcp);
+          send_now(both->far, "first");
+          const std::string got = co_await receive_text(both->near);
+          CHECK(got == "first");
+          send_now(both->far, "second");
+          if (ended) both->far.reset();
+          co_await turns(5);
+        });
+        const auto other = reactor_of(second);
+        coax::detail::run_on(*other, [&]() -> task<> {
+          std::array<std::byte, 3> three;
+          auto some = co_await coax::within(patience, both->near.read_exactly(three));
+          REQUIRE(some);
+          CHECK(text_of(three) == "sec");
+          std::string got = co_await receive_text(both->near);
+          CHECK(got == "ond");
+          if (ended) {
+            auto end = co_await coax::within(patience, both->near.receive());
+            CHECK(end.error() == errc::end_of_stream);
+          } else {
+            send_now(both->far, "third");
+            got = co_await receive_text(both->near);
+            CHECK(got == "third");
+          }
+        });
+      }
+}
+
+TEST_CASE("what a stream has received ahead goes with it when it is closed after its run") {
+  for (const coax::backend b : backends_here()) {
+    const int before = open_descriptors();
+    for (int i = 0; i < 3; ++i) {
+      std::optional<with_peer> both;
+      const auto reactor = reactor_of(b);
+      coax::detail::run_on(*reactor, [&]() -> task<> {
+        both.emplace(transport::tcp);
+        send_now(both->far, "first");
+        const std::string got = co_await receive_text(both->near);
+        CHECK(got == "first");  // and nothing of the one before it
+        send_now(both->far, "second");
+        co_await turns(5);
+      });
+    }
+    CHECK(open_descriptors() == before);
+  }
+}
+
 TEST_CASE("what was received ahead goes to later reads, in order") {
   on_each_transport([](transport t) -> task<> {
     with_peer both(t);

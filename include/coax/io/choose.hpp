@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/epoll_reactor.hpp>
+#include <coax/io/uring_probe.hpp>
 #include <coax/io/uring_reactor.hpp>
 #include <coax/task/result.hpp>
 
@@ -53,37 +54,6 @@ struct backend_wish {
                              "\": it can be io_uring or epoll");
   }
 };
-
-#if !defined(COAX_WITHOUT_URING)
-/// Sees an operation through the ring: setting one up may be allowed where using it is not.
-inline std::error_code try_ring() noexcept {
-  io_uring_params params{};
-  params.flags = uring_reactor::setup_flags;
-  io_uring ring{};
-  if (const int failed = io_uring_queue_init_params(1, &ring, &params); failed < 0)
-    return {-failed, std::system_category()};
-  // A real one: on a pipe with a byte in it, a read gives the byte.
-  int answer = -EIO;
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) == 0) {
-    const unique_fd out(ends[0]);
-    const unique_fd in(ends[1]);
-    char byte = 'x';
-    if (::write(in.get(), &byte, 1) == 1) {
-      io_uring_sqe* sqe = io_uring_get_sqe(&ring);
-      io_uring_prep_read(sqe, out.get(), &byte, 1, 0);
-      io_uring_cqe* cqe = nullptr;
-      __kernel_timespec limit{.tv_sec = 1, .tv_nsec = 0};
-      answer = io_uring_submit_and_wait_timeout(&ring, &cqe, 1, &limit, nullptr);
-      if (answer >= 0) answer = cqe != nullptr ? cqe->res : -ETIME;
-    }
-  } else {
-    answer = -errno;
-  }
-  io_uring_queue_exit(&ring);
-  return answer < 0 ? std::error_code(-answer, std::system_category()) : std::error_code();
-}
-#endif
 
 }  // namespace detail
 

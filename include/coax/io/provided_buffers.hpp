@@ -15,13 +15,22 @@
 
 namespace coax::inline COAX_ABI::detail {
 
+inline constexpr std::uint16_t provided_group = 0;
+
+/// Fills a submission: receive again and again, into provided buffers.
+inline void prepare_multishot_recv(io_uring_sqe& sqe, int fd) noexcept {
+  io_uring_prep_recv(&sqe, fd, nullptr, 0, 0);
+  sqe.ioprio |= IORING_RECV_MULTISHOT;
+  sqe.flags |= IOSQE_BUFFER_SELECT;
+  sqe.buf_group = provided_group;
+}
+
 /// The ring through which the kernel is provided with buffers of a pool, for multishot receives.
 ///
 /// As few are provided as turn out to be enough: those in the ring are used in turn, and each is
 /// memory that does not stay in the cache.
 class provided_buffers {
  public:
-  static constexpr std::uint16_t group = 0;
   static constexpr std::uint32_t entries = buffer_pool::count_max;
 
   provided_buffers() = default;
@@ -42,7 +51,7 @@ class provided_buffers {
     io_uring_buf_reg registration{};
     registration.ring_addr = reinterpret_cast<std::uintptr_t>(memory);
     registration.ring_entries = entries;
-    registration.bgid = group;
+    registration.bgid = provided_group;
     const int failed = io_uring_register_buf_ring(&ring, &registration, 0);
     if (failed < 0) {
       unmap();

@@ -9,6 +9,7 @@
 #include <coax/io/owner.hpp>
 #include <coax/io/services.hpp>
 #include <coax/io/syscalls.hpp>
+#include <coax/io/undelivered.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/loop.hpp>
@@ -148,6 +149,7 @@ class reactor : public loop {
       if (reactor_.elsewhere_ != 0 || reactor_.deadlines().size() != 0)
         detail::fatal(
             "a run has ended while a coroutine that is in no scope still waited for a timer or another thread");
+      reactor_.keep_undelivered();
     }
 
    private:
@@ -247,6 +249,7 @@ class reactor : public loop {
     descriptor* d = descriptors_.find(fd);
     if (d == nullptr) return;
     forsake_waiters(*d);
+    detail::undelivered::take(fd);  // of one that had this number
     d->renew(true, tcp);
   }
 
@@ -259,6 +262,7 @@ class reactor : public loop {
   void close(int fd, closing reach = closing::everywhere) noexcept {
     descriptor* d = descriptors_.known(fd);
     if (d != nullptr) d->received.clear();
+    detail::undelivered::take(fd);
     if (d == nullptr || d->idle()) {
       if (d != nullptr) d->renew(false, false);
       calls_.close(fd);
@@ -387,7 +391,11 @@ class reactor : public loop {
   }
 
   static void take_over(descriptor& d) noexcept {
-    if (d.idle()) return d.renew(true, false);
+    if (d.idle()) {
+      d.renew(true, false);
+      d.received = detail::undelivered::take(d.fd);
+      return;
+    }
     // Somebody waits on it as on a borrowed one, and must be woken all the same.
     d.owned = true;
     d.ready = descriptor::unknown;
@@ -427,6 +435,13 @@ class reactor : public loop {
     const std::lock_guard lock(posted_mutex_);
     posts_closed_ = !open;
   }
+  void keep_undelivered() noexcept {
+    if (!buffers_) return;
+    descriptors_.for_each([](descriptor& d) {
+      if (!d.received.empty()) detail::undelivered::keep(d.fd, std::move(d.received));
+    });
+  }
+
   struct abandoned {
     void operator()(detail::buffer_pool* pool) const noexcept { pool->abandon(); }
   };

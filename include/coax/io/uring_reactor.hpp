@@ -183,10 +183,7 @@ class uring_reactor final : public reactor {
         return false;
       io_uring_sqe* sqe = free_entry();
       if (sqe == nullptr) return backlog_.push(op), true;
-      io_uring_prep_recv(sqe, d.fd, nullptr, 0, 0);
-      sqe->ioprio |= IORING_RECV_MULTISHOT;
-      sqe->flags |= IOSQE_BUFFER_SELECT;
-      sqe->buf_group = detail::provided_buffers::group;
+      detail::prepare_multishot_recv(*sqe, d.fd);
       io_uring_sqe_set_data64(sqe, key_of(d));
       d.multishot = true;
       ++multishots_;

@@ -6,6 +6,7 @@
 #include <coax/io/operations/send.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/io/syscalls.hpp>
+#include <coax/io/undelivered.hpp>
 #include <coax/net/endpoint.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/sleep.hpp>
@@ -163,10 +164,9 @@ class stream {
   void close_now() noexcept {
     const int fd = std::exchange(fd_, -1);
     if (fd < 0) return;
-    if (loop::running() != nullptr)
-      reactor::current().close(fd);
-    else
-      syscalls::current().close(fd);
+    if (loop::running() != nullptr) return reactor::current().close(fd);
+    detail::undelivered::take(fd);
+    syscalls::current().close(fd);
   }
 
   static task<result<void>> linger(stream closing) {
