@@ -188,6 +188,13 @@ TEST_CASE("where setting up a ring is refused, epoll is used and the reason is k
   });
 }
 
+TEST_CASE("where a ring can have no buffers, epoll is used and the reason is known") {
+  in_child([] {
+    refuse(SYS_io_uring_register, EPERM);
+    require_epoll_alone("Operation not permitted");
+  });
+}
+
 TEST_CASE("where a ring can be set up but not entered, epoll is used and the reason is known") {
   in_child([] {
     refuse(SYS_io_uring_enter, EPERM);
