@@ -66,7 +66,7 @@ coax::task<> thousand_receives() {
       }
     };
     for (std::size_t i = 0; i < count; i += 2) put(pairs[i].theirs, "a");
-    for (std::size_t i = 0; i < count; ++i) s.spawn(std::ref(receive_all), i);
+    for (std::size_t i = 0; i < count; ++i) s.spawn(receive_all, i);
     co_await turns(2);
     for (std::size_t i = 1; i < count; i += 2) put(pairs[i].theirs, "a");
     for (const char* text : {"b", "c", "d"}) {
@@ -105,7 +105,7 @@ TEST_CASE("receives that are cancelled in a ring of one entry leave nothing behi
             REQUIRE(lease);
             seen[i] += text_of(lease->bytes());
           };
-          for (std::size_t i = 0; i < pairs.size(); ++i) s.spawn(std::ref(receive_one), i);
+          for (std::size_t i = 0; i < pairs.size(); ++i) s.spawn(receive_one, i);
           co_await turns(after);
           for (std::size_t i = 0; i < pairs.size(); i += 2) put(pairs[i].theirs, "x");
           co_await turns(1);
@@ -136,7 +136,7 @@ TEST_CASE("an idle receiver holds no buffer") {
           while (auto lease = co_await lease_of(ours[i]->get())) co_await coax::yield();
         };
         for (std::size_t i = 0; i < pairs.size(); ++i) {
-          s.spawn(std::ref(receive_one), i);
+          s.spawn(receive_one, i);
           put(pairs[i].theirs, "x");
           co_await turns(5);  // one at a time: few buffers are enough
         }

@@ -154,7 +154,7 @@ TEST_CASE("a lease can be given to another task") {
         REQUIRE(sent);
         auto lease = co_await near.receive();
         REQUIRE(lease);
-        s.spawn(std::ref(keep), std::move(*lease));
+        s.spawn(keep, std::move(*lease));
       }
     };
     co_await coax::with_scope(body);
@@ -638,7 +638,7 @@ TEST_CASE("more receivers than there are buffers are all served") {
           kept.push_back(std::move(*lease));
         }
       };
-      for (std::size_t i = 0; i < count; ++i) s.spawn(std::ref(receive), i);
+      for (std::size_t i = 0; i < count; ++i) s.spawn(receive, i);
       for (int round = 0; round < 3; ++round) {
         co_await turns(3);
         for (std::size_t i = 0; i < count; ++i) send_now(all[i].far, std::to_string(i));

@@ -24,6 +24,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <ctime>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -76,6 +77,14 @@ class reactor : public loop {
 
   clock::time_point now() const noexcept override {
     return clock::time_point(std::chrono::steady_clock::now().time_since_epoch());
+  }
+
+  clock::time_point rough_now() const noexcept override {
+    timespec t{};
+    ::clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    constexpr std::chrono::milliseconds tick_max(10);  // behind by at most this
+    return clock::time_point(std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec) +
+                             tick_max);
   }
 
   /// One turn: waits for the kernel if nothing is ready, then runs what is ready, then the timers

@@ -1,9 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
-#include <coax/io/operations/receive.hpp>
-#include <coax/io/operations/recv.hpp>
-#include <coax/io/operations/send.hpp>
+#include <coax/io/described.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/io/syscalls.hpp>
 #include <coax/io/undelivered.hpp>
@@ -68,7 +66,7 @@ class stream {
   /// Result    bytes stored; 0 only for an empty span.
   /// Errors    coax::errc::end_of_stream when the peer has ended its side; else as recv(2).
   /// Lifetime  borrows `into` until completion.
-  [[nodiscard]] operations::recv read(std::span<std::byte> into) noexcept {
+  [[nodiscard]] described::recv read(std::span<std::byte> into) noexcept {
     return {fd_, into, operations::recv::until::some};
   }
 
@@ -81,7 +79,7 @@ class stream {
   /// Result    `into.size()`.
   /// Errors    coax::errc::end_of_stream when the stream ends before that; else as recv(2).
   /// Lifetime  borrows `into` until completion.
-  [[nodiscard]] operations::recv read_exactly(std::span<std::byte> into) noexcept {
+  [[nodiscard]] described::recv read_exactly(std::span<std::byte> into) noexcept {
     return {fd_, into, operations::recv::until::full};
   }
 
@@ -93,7 +91,7 @@ class stream {
   ///
   /// Result    a lease of the bytes.
   /// Errors    coax::errc::end_of_stream when the peer has ended its side; else as recv(2).
-  [[nodiscard]] operations::receive receive() noexcept { return operations::receive(fd_); }
+  [[nodiscard]] described::receive receive() noexcept { return described::receive(fd_); }
 
   /// Writes all of `from`: it returns when the kernel has taken over the last byte. A peer that
   /// does not read makes it wait; put it under `within`.
@@ -103,20 +101,20 @@ class stream {
   /// Result    `from.size()`.
   /// Errors    EPIPE or ECONNRESET when the peer is gone; else as send(2).
   /// Lifetime  borrows `from` until completion.
-  [[nodiscard]] operations::send write(std::span<const std::byte> from) noexcept {
+  [[nodiscard]] described::send write(std::span<const std::byte> from) noexcept {
     return {fd_, from, operations::send::until::all};
   }
-  [[nodiscard]] operations::send write(std::string_view from) noexcept {
+  [[nodiscard]] described::send write(std::string_view from) noexcept {
     return write(std::as_bytes(std::span(from)));
   }
 
   /// Writes what the socket takes, at least a byte.
   ///
   /// Result    bytes taken over; 0 only for an empty span.
-  [[nodiscard]] operations::send write_some(std::span<const std::byte> from) noexcept {
+  [[nodiscard]] described::send write_some(std::span<const std::byte> from) noexcept {
     return {fd_, from, operations::send::until::some};
   }
-  [[nodiscard]] operations::send write_some(std::string_view from) noexcept {
+  [[nodiscard]] described::send write_some(std::string_view from) noexcept {
     return write_some(std::as_bytes(std::span(from)));
   }
 

@@ -21,8 +21,8 @@ namespace coax::inline COAX_ABI::detail {
 /// Recycles coroutine frames, and what lives like them, in free lists of the thread.
 ///
 /// A frame is freed by the thread that ran it, nearly always soon before the next one of its size
-/// is asked for, so a list per size class answers without the heap. Each list is capped; what is
-/// beyond goes back to the heap. Under AddressSanitizer every frame comes from the heap, so that
+/// is asked for, so a list per size class answers without the heap. What they keep is capped; what
+/// is beyond goes back to the heap. Under AddressSanitizer every frame comes from the heap, so that
 /// the use of a dead one is seen.
 ///
 /// Errors    std::bad_alloc from `allocate`.
@@ -30,22 +30,17 @@ namespace coax::inline COAX_ABI::detail {
 class frames {
  public:
   static void* allocate(std::size_t size) {
-    lists& own = lists_;
-    const std::size_t index = class_of(size);
-    const auto asked = static_cast<std::ptrdiff_t>(size);
-    if (index < class_count) {
-      if (block* head = own.free[index]) {
-        own.free[index] = head->next;
-        --own.kept[index];
-        ++own.live;
-        own.live_bytes += asked;
-        return head;
-      }
-      size = (index + 1) * class_bytes;
-    }
-    void* fresh = ::operator new(size);
-    ++own.live;
-    own.live_bytes += asked;
+    if (void* recycled = take(size)) return recycled;
+    void* fresh = ::operator new(rounded(size));
+    count(size);
+    return fresh;
+  }
+
+  /// Null when there is no memory.
+  static void* try_allocate(std::size_t size) noexcept {
+    if (void* recycled = take(size)) return recycled;
+    void* fresh = ::operator new(rounded(size), std::nothrow);
+    if (fresh != nullptr) count(size);
     return fresh;
   }
 
@@ -54,13 +49,12 @@ class frames {
     --own.live;
     own.live_bytes -= static_cast<std::ptrdiff_t>(size);
     const std::size_t index = class_of(size);
-    if (index >= class_count || own.kept[index] >= kept_bytes_max / ((index + 1) * class_bytes) ||
-        !keeps_blocks()) {
+    if (index >= class_count || own.kept_bytes >= kept_bytes_max || !keeps_blocks()) {
       ::operator delete(memory);
       return;
     }
     own.free[index] = ::new (memory) block{own.free[index]};
-    ++own.kept[index];
+    own.kept_bytes += bytes_of(index);
   }
 
   /// Frames allocated and not yet freed by this thread.
@@ -69,12 +63,14 @@ class frames {
   static std::ptrdiff_t live_bytes() noexcept { return lists_.live_bytes; }
 
  private:
-  static constexpr std::size_t class_bytes = 64;
-  static constexpr std::size_t kept_bytes_max = std::size_t{256} * 1024;  // in each class
+  // 24, 40, 56, ...: with the 8 bytes that malloc keeps in front, these fill its chunks.
+  static constexpr std::size_t class_bytes = 16;
+  static constexpr std::size_t class_slack = 8;
+  static constexpr std::size_t kept_bytes_max = std::size_t{1024} * 1024;  // in all classes
 #if defined(COAX_FRAMES_FROM_HEAP)
   static constexpr std::size_t class_count = 0;
 #else
-  static constexpr std::size_t class_count = 32;
+  static constexpr std::size_t class_count = 128;
 #endif
 
   struct block {
@@ -84,7 +80,7 @@ class frames {
   // ends.
   struct lists {
     std::array<block*, class_count> free;
-    std::array<std::size_t, class_count> kept;
+    std::size_t kept_bytes;
     std::ptrdiff_t live;
     std::ptrdiff_t live_bytes;
     bool has_returner;
@@ -101,7 +97,35 @@ class frames {
     }
   };
 
-  static std::size_t class_of(std::size_t size) noexcept { return (size - 1) / class_bytes; }
+  static std::size_t class_of(std::size_t size) noexcept {
+    return (size + class_slack - 1) / class_bytes;
+  }
+  static std::size_t bytes_of(std::size_t index) noexcept {
+    return index * class_bytes + class_slack;
+  }
+
+  static std::size_t rounded(std::size_t size) noexcept {
+    const std::size_t index = class_of(size);
+    return index < class_count ? bytes_of(index) : size;
+  }
+
+  static void count(std::size_t size) noexcept {
+    ++lists_.live;
+    lists_.live_bytes += static_cast<std::ptrdiff_t>(size);
+  }
+
+  /// A block of the class of `size`, if there is one.
+  static void* take(std::size_t size) noexcept {
+    lists& own = lists_;
+    const std::size_t index = class_of(size);
+    if (index >= class_count) return nullptr;
+    block* head = own.free[index];
+    if (head == nullptr) return nullptr;
+    own.free[index] = head->next;
+    own.kept_bytes -= bytes_of(index);
+    count(size);
+    return head;
+  }
 
   static bool keeps_blocks() noexcept {
     if (!lists_.has_returner) {

@@ -152,6 +152,8 @@ class loop {
   timers& deadlines() noexcept { return timers_; }
   const timers& deadlines() const noexcept { return timers_; }
   virtual clock::time_point now() const noexcept = 0;
+  /// Not before `now()`, and a few milliseconds after it at most: cheaper, where that is enough.
+  virtual clock::time_point rough_now() const noexcept { return now(); }
 
   /// The roots that were started here and are not a branch of another.
   root_list& roots() noexcept { return roots_; }

@@ -47,6 +47,8 @@ class timer : private detail::timer_link {
   timer() = default;
   ~timer() = default;
 
+  bool is_set() const noexcept { return !alone(); }
+
   /// The deadline has passed; the timer is no longer set. Runs in the loop and resumes nobody
   /// itself.
   virtual void expired() noexcept = 0;

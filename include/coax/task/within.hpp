@@ -1,11 +1,13 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/task/boxed.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/composite.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/timers.hpp>
 
+#include <chrono>
 #include <concepts>
 #include <coroutine>
 #include <system_error>
@@ -20,61 +22,72 @@ namespace detail {
 template <class A>
 concept single_wait = std::derived_from<A, waiter> && !std::derived_from<A, composite>;
 
+template <class A>
+inline constexpr bool is_described_single_wait = false;
+template <wait_description A>
+inline constexpr bool is_described_single_wait<A> = single_wait<typename A::wait_type>;
+template <class A>
+concept described_single_wait = is_described_single_wait<A>;
+
 template <class T>
 using flattened = std::conditional_t<is_result_v<T>, T, result<T>>;
 
-/// The timer of a wait: asks it to stop when the time is up. What has completed by then stays
-/// completed.
-template <class Wait>
-class stop_after final : public timer {
+/// The timer of a wait, as a base of what holds that: asks it to stop when the time is up. What has
+/// completed by then stays completed.
+class time_limit : public timer {
  public:
-  stop_after(Wait& wait, timeout limit) noexcept : wait_(wait), limit_(limit) {}
-  stop_after(const stop_after&) = delete;
-  stop_after& operator=(const stop_after&) = delete;
-  ~stop_after() { drop(); }
+  explicit time_limit(timeout limit) noexcept : limit_(limit) {}
+  time_limit(const time_limit&) = delete;
+  time_limit& operator=(const time_limit&) = delete;
 
   timeout limit() const noexcept { return limit_; }
 
-  void set() noexcept {
-    deadlines_ = &loop::current().deadlines();
-    deadlines_->set(*this, limit_.after(now()));
+ protected:
+  ~time_limit() { drop_limit(); }
+
+  void set_limit() noexcept {
+    loop& here = loop::current();
+    here.deadlines().set(
+        *this, limit_.after(limit_.value() < long_enough ? here.now() : here.rough_now()));
   }
-  void drop() noexcept {
-    if (deadlines_ != nullptr) std::exchange(deadlines_, nullptr)->drop(*this);
+  void drop_limit() noexcept {
+    if (is_set()) loop::current().deadlines().drop(*this);
   }
 
  private:
-  void expired() noexcept override { wait_.request_stop(); }
+  // Reading the clock exactly costs as much as all else that is done for a timeout.
+  static constexpr clock::duration long_enough = std::chrono::seconds(1);
 
-  Wait& wait_;
   timeout limit_;
-  timers* deadlines_ = nullptr;  // where it is set
 };
 
 }  // namespace detail
 
 /// The await of `within` around a single wait: that wait and a timer, no more.
 template <class Wait>
-class within_wait {
+class within_wait final : private detail::time_limit {
  public:
   using result_type = detail::flattened<await_result_t<Wait>>;
   using resumed_by_loop = Wait;
 
-  within_wait(timeout limit, Wait&& wait) noexcept : wait_(std::move(wait)), timer_(wait_, limit) {}
+  within_wait(timeout limit, Wait&& wait) noexcept : time_limit(limit), wait_(std::move(wait)) {}
+  template <detail::wait_description D>
+  within_wait(timeout limit, const D& described) noexcept
+      : time_limit(limit), wait_(described.make()) {}
   within_wait(within_wait&& other) noexcept  // before it is awaited
-      : within_wait(other.timer_.limit(), std::move(other.wait_)) {}
+      : within_wait(other.limit(), std::move(other.wait_)) {}
 
   bool await_ready() noexcept { return wait_.await_ready(); }
 
   template <class P>
   bool await_suspend(std::coroutine_handle<P> coroutine) {
     const bool suspended = wait_.await_suspend(coroutine);
-    if (wait_.is_waiting()) timer_.set();
+    if (wait_.is_waiting()) set_limit();
     return suspended;
   }
 
   result_type await_resume() {
-    timer_.drop();
+    drop_limit();
     if (wait_.was_stopped()) return std::make_error_code(std::errc::timed_out);
     if constexpr (std::is_void_v<await_result_t<Wait>>) {
       wait_.await_resume();
@@ -85,27 +98,45 @@ class within_wait {
   }
 
  private:
+  void expired() noexcept override { wait_.request_stop(); }
+
   Wait wait_;
-  detail::stop_after<Wait> timer_;
+};
+
+/// What `within` gives for something that is itself a description.
+template <detail::wait_description D>
+class [[nodiscard]] within_description {
+ public:
+  using wait_type = within_wait<typename D::wait_type>;
+
+  within_description(timeout limit, const D& described) noexcept
+      : limit_(limit), described_(described) {}
+
+  wait_type make() const noexcept { return {limit_, described_}; }
+  detail::boxed<wait_type> operator co_await() const noexcept {
+    return detail::boxed<wait_type>(*this);
+  }
+
+ private:
+  timeout limit_;
+  D described_;
 };
 
 /// The await of `within` around anything else, which runs as a root of its own.
 template <class T>
-class within_task final : public detail::composite {
+class within_task final : public detail::composite, private detail::time_limit {
  public:
   using result_type = detail::flattened<T>;
 
   within_task(timeout limit, task<detail::regular_t<T>> t) noexcept
-      : branch_(std::move(t)), timer_(*this, limit) {}
+      : time_limit(limit), branch_(std::move(t)) {}
   within_task(within_task&& other) noexcept  // before it is awaited
-      : composite(std::move(other)),
-        branch_(std::move(other.branch_)),
-        timer_(*this, other.timer_.limit()) {}
+      : composite(std::move(other)), time_limit(other.limit()), branch_(std::move(other.branch_)) {}
 
   waiting_for describe() const noexcept override { return {"a task with a deadline"}; }
 
   result_type await_resume() {
-    timer_.drop();
+    drop_limit();
     rethrow_failure();
     if (!branch_.finished()) return std::make_error_code(std::errc::timed_out);
     if constexpr (std::is_void_v<T>)
@@ -117,11 +148,12 @@ class within_task final : public detail::composite {
  private:
   void begin() noexcept override {
     branch_.begin(*this);
-    if (live() != 0) timer_.set();
+    if (live() != 0) set_limit();
   }
 
+  void expired() noexcept override { request_stop(); }
+
   detail::branch<detail::regular_t<T>> branch_;
-  detail::stop_after<composite> timer_;
 };
 
 /// Awaits `awaitable` for at most `limit`.
@@ -136,7 +168,9 @@ template <class A>
 [[nodiscard]] auto within(timeout limit, A&& awaitable) {
   static_assert(!std::is_lvalue_reference_v<A>,
                 "move the awaitable into within, or call what makes it there");
-  if constexpr (detail::single_wait<A>)
+  if constexpr (detail::described_single_wait<A>)
+    return within_description<A>(limit, awaitable);
+  else if constexpr (detail::single_wait<A>)
     return within_wait<A>(limit, std::forward<A>(awaitable));
   else
     return within_task<await_result_t<A>>(limit,
