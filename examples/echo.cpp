@@ -3,6 +3,9 @@
 //
 //   echo [-d] [ip] [port] [task_count] [process_count]
 //
+// A worker receives into a buffer of the reactor's, and holds none while its client is silent;
+// echo_buffered is the same with a buffer in each worker.
+//
 // By default 127.0.0.1, 9000, 1024 workers in each process, one process per core. -d detaches from
 // the terminal once it listens.
 
@@ -11,11 +14,9 @@
 #include <pthread.h>
 #include <unistd.h>
 
-#include <array>
 #include <charconv>
 #include <chrono>
 #include <csignal>
-#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -33,10 +34,9 @@ using namespace std::chrono_literals;
 using idle_workers = coax::worker_stack<coax::stream>;
 
 coax::task<> readwrite_routine(idle_workers& g_readwrite) {
-  std::array<std::byte, 16 * 1024> buf;
   while (auto conn = co_await g_readwrite.park()) {
-    while (auto n = co_await coax::within(60s, conn->read(buf))) {
-      auto sent = co_await coax::within(60s, conn->write(std::span(buf).first(*n)));
+    while (auto lease = co_await coax::within(60s, conn->receive())) {
+      auto sent = co_await coax::within(60s, conn->write(lease->bytes()));
       if (!sent) break;
     }
   }

@@ -27,7 +27,8 @@ class scripted_reactor final : public coax::reactor {
 
  private:
   bool submit(coax::operation& op) noexcept override {
-    if (op.waits_for() == POLLIN && !op.performs_first() && wake_ == nullptr)
+    if (op.waits_for() == POLLIN && op.tries_first() != coax::operation::first_try::always &&
+        wake_ == nullptr)
       wake_ = &op;
     else
       op_ = &op;

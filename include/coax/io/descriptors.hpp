@@ -9,7 +9,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
+#include <memory>
+#include <vector>
 
 namespace coax::inline COAX_ABI {
 
@@ -63,34 +64,45 @@ class descriptor_table {
   descriptor* find(int fd) {
     if (fd < first_) return nullptr;
     const auto index = static_cast<std::size_t>(fd - first_);
-    if (index >= entries_.size()) {
+    if (index >= size_) {
       if (calls_.is_open(fd) < 0)
         return nullptr;  // also bounds the table by the limit on open files
-      while (index >= entries_.size()) {
-        entries_.emplace_back();
-        entries_.back().fd = first_ + static_cast<int>(entries_.size()) - 1;
-      }
+      grow(index + 1);
     }
-    return &entries_[index];
+    return &at(index);
   }
 
   /// The entry of `fd` if there is one already.
   descriptor* known(int fd) noexcept {
     if (fd < first_) return nullptr;
     const auto index = static_cast<std::size_t>(fd - first_);
-    return index < entries_.size() ? &entries_[index] : nullptr;
+    return index < size_ ? &at(index) : nullptr;
   }
 
   /// Calls `f` with each entry.
   template <class F>
   void for_each(F&& f) {
-    for (descriptor& d : entries_) f(d);
+    for (std::size_t index = 0; index < size_; ++index) f(at(index));
   }
 
  private:
+  // A power of two, and not a deque: who waits is looked up here several times for each message.
+  static constexpr std::size_t chunk = 256;
+
+  descriptor& at(std::size_t index) noexcept { return chunks_[index / chunk][index % chunk]; }
+
+  void grow(std::size_t size) {
+    while (size_ < size) {
+      if (size_ == chunks_.size() * chunk) chunks_.push_back(std::make_unique<descriptor[]>(chunk));
+      at(size_).fd = first_ + static_cast<int>(size_);
+      ++size_;
+    }
+  }
+
   syscalls& calls_;
   int first_;
-  std::deque<descriptor> entries_;
+  std::vector<std::unique_ptr<descriptor[]>> chunks_;
+  std::size_t size_ = 0;
 };
 
 }  // namespace coax::inline COAX_ABI

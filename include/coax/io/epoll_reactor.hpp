@@ -29,6 +29,7 @@ class epoll_reactor final : public readiness_reactor {
   }
 
   std::string_view backend() const noexcept override { return "epoll"; }
+  clock::time_point rough_now() const noexcept override { return coarse_clock(); }
 
  private:
   static_assert(EPOLLIN == POLLIN && EPOLLOUT == POLLOUT && EPOLLPRI == POLLPRI &&

@@ -63,8 +63,13 @@ class operation : public waiter {
     return true;
   }
 
-  /// Whether io_uring does better to call `perform` before it queues a submission.
-  virtual bool performs_first() const noexcept { return false; }
+  /// Whether io_uring is to call `perform` before it queues a submission.
+  enum class first_try : std::uint8_t {
+    never,
+    when_few,  ///< where it is a system call less: when little else is ready
+    always,
+  };
+  virtual first_try tries_first() const noexcept { return first_try::never; }
 
   /// Whether the answer 0 is a result to be delivered also when the descriptor was closed meanwhile.
   virtual bool zero_is_a_result() const noexcept { return false; }

@@ -79,14 +79,6 @@ class reactor : public loop {
     return clock::time_point(std::chrono::steady_clock::now().time_since_epoch());
   }
 
-  clock::time_point rough_now() const noexcept override {
-    timespec t{};
-    ::clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
-    constexpr std::chrono::milliseconds tick_max(10);  // behind by at most this
-    return clock::time_point(std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec) +
-                             tick_max);
-  }
-
   /// One turn: waits for the kernel if nothing is ready, then runs what is ready, then the timers
   /// that are due. Completions come before timers, so that what has completed beats its timeout.
   void turn() noexcept {
@@ -327,6 +319,15 @@ class reactor : public loop {
   virtual bool has_multishots() const noexcept { return false; }
 
   // --- what a backend reports ---
+
+  /// `rough_now` for a reactor on the kernel's clock.
+  static clock::time_point coarse_clock() noexcept {
+    timespec t{};
+    ::clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    constexpr std::chrono::milliseconds tick_max(10);  // it is behind by at most this
+    return clock::time_point(std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec) +
+                             tick_max);
+  }
 
   /// Passes an answer of the kernel to `op`. True when that ended it; false to do it again.
   static bool take(operation& op, int answer) noexcept {

@@ -57,6 +57,7 @@ class uring_reactor final : public reactor {
   ~uring_reactor() override { io_uring_queue_exit(&ring_); }
 
   std::string_view backend() const noexcept override { return "io_uring"; }
+  clock::time_point rough_now() const noexcept override { return coarse_clock(); }
 
  private:
   static constexpr unsigned completions_per_entry = 4;
@@ -64,12 +65,14 @@ class uring_reactor final : public reactor {
       1 << 14;  // more, and the kernel has no room for the completions
   // A transfer that could go on for ever without waiting lets others in between.
   static constexpr int tries_max = 16;
+  // Up to so many completions in a turn count as few: see operation::first_try.
+  static constexpr unsigned few = 1;
   // So many buffers may a descriptor hold that nobody asks for; with more, its multishot receive is
   // stopped. What it still delivers before it has stopped is kept: one batch of the kernel, 32.
   static constexpr std::size_t unread_max = 8;
 
   bool submit(operation& op) noexcept override {
-    if (op.performs_first()) {
+    if (tries_now(op)) {
       for (int tries = 0; tries < tries_max; ++tries) {
         const int answer = op.perform(system());
         if (answer == -EINTR) continue;
@@ -79,6 +82,14 @@ class uring_reactor final : public reactor {
     }
     queue(op);
     return false;
+  }
+
+  bool tries_now(const operation& op) noexcept {
+    const operation::first_try when = op.tries_first();
+    if (when != operation::first_try::when_few) return when == operation::first_try::always;
+    if (completions_ > few || tried_ || kernel_has_work()) return false;
+    tried_ = true;  // one; who has more to send in this turn is served by the ring as well
+    return true;
   }
 
   void cancel(operation& op) noexcept override {
@@ -135,6 +146,8 @@ class uring_reactor final : public reactor {
         completed(*static_cast<operation*>(io_uring_cqe_get_data(cqe)), cqe->res);
     }
     io_uring_cq_advance(&ring_, count);
+    completions_ = count;
+    tried_ = false;
   }
 
   void completed(operation& op, int answer) noexcept {
@@ -336,6 +349,8 @@ class uring_reactor final : public reactor {
   io_uring ring_{};
   detail::provided_buffers provided_;
   bool cannot_provide_ = false;
+  unsigned completions_ = 0;  // in this turn
+  bool tried_ = false;
   std::size_t multishots_ = 0;
   std::vector<std::uint64_t> stops_;  // multishot receives that are to be cancelled
   // What the ring had no room for: operations, and cancellations of operations. Bounded, for they

@@ -49,7 +49,7 @@ class frames {
     --own.live;
     own.live_bytes -= static_cast<std::ptrdiff_t>(size);
     const std::size_t index = class_of(size);
-    if (index >= class_count || own.kept_bytes >= kept_bytes_max || !keeps_blocks()) {
+    if (index >= class_count || (own.kept_bytes >= own.allowed && !may_keep())) {
       ::operator delete(memory);
       return;
     }
@@ -81,17 +81,17 @@ class frames {
   struct lists {
     std::array<block*, class_count> free;
     std::size_t kept_bytes;
+    std::size_t allowed;  // 0 until `returner` is there, and when it is gone
     std::ptrdiff_t live;
     std::ptrdiff_t live_bytes;
-    bool has_returner;
-    bool ended;
+    bool had_returner;
   };
   struct returner {
     returner() = default;
     returner(const returner&) = delete;
     returner& operator=(const returner&) = delete;
     ~returner() {
-      lists_.ended = true;
+      lists_.allowed = 0;
       for (block*& head : lists_.free)
         while (head != nullptr) ::operator delete(std::exchange(head, head->next));
     }
@@ -127,13 +127,13 @@ class frames {
     return head;
   }
 
-  static bool keeps_blocks() noexcept {
-    if (!lists_.has_returner) {
-      static thread_local returner at_thread_end;
-      static_cast<void>(at_thread_end);
-      lists_.has_returner = true;
-    }
-    return !lists_.ended;
+  /// Not so when the lists are full, or the thread has ended.
+  static bool may_keep() noexcept {
+    if (std::exchange(lists_.had_returner, true)) return false;
+    static thread_local returner at_thread_end;
+    static_cast<void>(at_thread_end);
+    lists_.allowed = kept_bytes_max;
+    return true;
   }
 
   static inline constinit thread_local lists lists_{};

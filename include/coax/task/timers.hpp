@@ -79,7 +79,7 @@ class timers {
   /// Takes `t` out if it is set.
   void drop(timer& t) noexcept {
     if (t.alone()) return;
-    take(t);
+    t.unlink();  // its slot may be empty now, which is found out when its time comes
     --count_;
   }
 
@@ -155,17 +155,16 @@ class timers {
     occupied_[level] |= std::uint64_t{1} << index;
   }
 
-  void take(timer& t) noexcept {
-    t.unlink();
-    const std::size_t level = level_of(t.when_);
-    const std::size_t index = index_in(level, t.when_);
-    if (slots_[level][index].alone()) occupied_[level] &= ~(std::uint64_t{1} << index);
-  }
-
   std::optional<place> first_slot() const noexcept {
+    if (count_ == 0) return std::nullopt;
     for (std::size_t level = 0; level < level_count; ++level) {
+      std::size_t index = 0;
+      while (occupied_[level] != 0) {
+        index = static_cast<std::size_t>(std::countr_zero(occupied_[level]));
+        if (!slots_[level][index].alone()) break;
+        occupied_[level] &= occupied_[level] - 1;  // all of it was dropped meanwhile
+      }
       if (occupied_[level] == 0) continue;
-      const auto index = static_cast<std::size_t>(std::countr_zero(occupied_[level]));
       const unsigned shift = static_cast<unsigned>(digit_bits * level);
       const unsigned above = shift + digit_bits;
       const std::uint64_t high = above >= 64 ? 0 : (now_ >> above) << above;
@@ -185,7 +184,7 @@ class timers {
 
   std::uint64_t now_;
   std::size_t count_ = 0;
-  std::array<std::uint64_t, level_count> occupied_{};
+  mutable std::array<std::uint64_t, level_count> occupied_{};  // slots that may have timers
   std::array<std::array<detail::timer_link, slot_count>, level_count> slots_;
 };
 

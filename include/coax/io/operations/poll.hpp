@@ -31,7 +31,9 @@ class poll final : public basic_operation<poll, short> {
     io_uring_prep_poll_add(&sqe, fd(), static_cast<unsigned short>(waits_for()));
 #endif
   }
-  bool performs_first() const noexcept override { return !reads(); }
+  first_try tries_first() const noexcept override {
+    return reads() ? first_try::never : first_try::always;
+  }
   int perform(syscalls& calls) noexcept override {
     pollfd ready{fd(), waits_for(), 0};
     const int count = calls.poll(&ready, 1);

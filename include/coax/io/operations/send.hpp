@@ -38,8 +38,9 @@ class send final : public basic_operation<send, std::size_t> {
   int perform(syscalls& calls) noexcept override {
     return calls.send(fd(), rest().data(), rest().size(), MSG_DONTWAIT | MSG_NOSIGNAL);
   }
-  /// A socket mostly has room: a plain call is then cheaper than a submission and its completion.
-  bool performs_first() const noexcept override { return true; }
+  /// A socket mostly has room. Where one message is all there is to do, a plain call saves entering
+  /// the ring for it; where there are several, one system call submits them all.
+  first_try tries_first() const noexcept override { return first_try::when_few; }
 
   bool take(int answer) noexcept override {
     result_ = answer;
