@@ -68,7 +68,9 @@ class epoll_reactor final : public readiness_reactor {
   void poll(std::optional<clock::time_point> deadline) noexcept override {
     if (has_retries()) deadline = clock::time_point::min();
     run_retries();
-    const int count = wait(deadline);
+    int count = 0;
+    if (!spin(deadline, [&] { return (count = wait(clock::time_point::min())) != 0; }))
+      count = wait(deadline);
     for (int i = 0; i < count; ++i) {
       const epoll_event& event = events_[static_cast<std::size_t>(i)];
       descriptor* d = descriptors().known(static_cast<int>(event.data.u64 & UINT32_MAX));

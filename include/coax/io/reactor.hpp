@@ -19,6 +19,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -63,6 +64,9 @@ class reactor : public loop {
   /// Whether `blocking` calls at once, on this thread, what it would give to a thread of the pool:
   /// where time is simulated, nothing may depend on how threads are scheduled.
   virtual bool runs_blocking_inline() const noexcept { return false; }
+
+  /// See options::spin.
+  void set_spin(clock::duration how_long) noexcept { spin_ = how_long; }
 
   /// Operations that have begun and not ended. A multishot receive that nobody waits for is none.
   std::size_t in_flight() const noexcept { return in_flight_; }
@@ -329,6 +333,18 @@ class reactor : public loop {
                              tick_max);
   }
 
+  /// Before the thread sleeps until `deadline`: looks again and again whether `there` is something
+  /// to do, for as long as it was told to. True when there is.
+  template <class There>
+  bool spin(std::optional<clock::time_point> deadline, There&& there) noexcept {
+    if (spin_ <= clock::duration::zero() || deadline == clock::time_point::min()) return false;
+    clock::time_point until = timeout(spin_).after(now());
+    if (deadline) until = std::min(until, *deadline);
+    while (!there())
+      if (now() >= until) return false;
+    return true;
+  }
+
   /// Passes an answer of the kernel to `op`. True when that ended it; false to do it again.
   static bool take(operation& op, int answer) noexcept {
     if (!op.at_->closing) return op.take(answer);
@@ -465,6 +481,7 @@ class reactor : public loop {
   std::uint64_t submitted_ = 0;
   std::uint64_t cancelled_ = 0;
   std::size_t elsewhere_ = 0;
+  clock::duration spin_{0};
   std::string fallback_reason_;
   detail::services services_;
   detail::owner owner_;

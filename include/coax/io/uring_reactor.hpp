@@ -112,7 +112,9 @@ class uring_reactor final : public reactor {
         !backlog_.empty() || !cancellations_.empty() || !stops_.empty() ||
         (deadline && (*deadline == clock::time_point::min() || *deadline <= now()));
     int entered = 0;
-    if (!must_not_wait) {
+    if (!must_not_wait && found_by_spinning(deadline)) {
+      if (kernel_has_work()) entered = system().ring_submit(ring_);
+    } else if (!must_not_wait) {
       __kernel_timespec limit{};
       if (deadline) limit = timespec_of(*deadline - now());
       entered = system().ring_submit_and_wait(ring_, deadline ? &limit : nullptr);
@@ -122,10 +124,22 @@ class uring_reactor final : public reactor {
     }
     // ETIME is the deadline, EINTR a signal; EAGAIN and EBUSY say that completions must be reaped
     // before more is taken; what was not submitted stays queued for the next turn.
-    if (entered == -EBADR)
-      detail::fatal("io_uring has lost completions: the kernel had no memory to keep them");
+    check(entered);
     reap();
     queue_backlog();
+  }
+
+  static void check(int entered) noexcept {
+    if (entered == -EBADR)
+      detail::fatal("io_uring has lost completions: the kernel had no memory to keep them");
+  }
+
+  /// Looks at what the kernel shows without being called.
+  bool found_by_spinning(std::optional<clock::time_point> deadline) noexcept {
+    return spin(deadline, [this] {
+      if (io_uring_sq_ready(&ring_) != 0) check(system().ring_submit(ring_));
+      return io_uring_cq_ready(&ring_) != 0 || kernel_has_work();
+    });
   }
 
   bool kernel_has_work() const noexcept {
