@@ -150,7 +150,7 @@ class ring_host final : public host_reactor<reactor> {
   };
 
   bool submit(operation& op) noexcept override {
-    if (op.performs_first()) {
+    if (op.tries_first() != operation::first_try::never) {
       for (int tries = 0; tries < tries_max; ++tries) {
         const int answer = op.perform(system());
         if (answer == -EINTR) continue;
