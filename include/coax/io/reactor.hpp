@@ -419,12 +419,12 @@ class reactor : public loop {
   static void take_over(descriptor& d) noexcept {
     if (d.idle()) {
       d.renew(true, false);
-      d.received = detail::undelivered::take(d.fd);
-      return;
+    } else {
+      // Somebody waits on it as on a borrowed one, and must be woken all the same.
+      d.owned = true;
+      d.ready = descriptor::unknown;
     }
-    // Somebody waits on it as on a borrowed one, and must be woken all the same.
-    d.owned = true;
-    d.ready = descriptor::unknown;
+    d.received = detail::undelivered::take(d.fd);
   }
 
   /// Somebody closed a borrowed descriptor under a pending wait, and its number came back as a new
