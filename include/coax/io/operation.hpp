@@ -73,6 +73,7 @@ class operation : public waiter {
 
   /// Whether the answer 0 is a result to be delivered also when the descriptor was closed meanwhile.
   virtual bool zero_is_a_result() const noexcept { return false; }
+
   /// Whether it is served best by a multishot receive of its descriptor. While there is one, every
   /// operation that reads a stream is served by it.
   virtual bool wants_multishot() const noexcept { return false; }

@@ -24,8 +24,8 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <ctime>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -147,7 +147,7 @@ class reactor : public loop {
       reactor_.make_ready(reactor_.posted_);
       reactor_.drop_ready();
       reactor_.stop_multishots();
-      while (!reactor_.services_.all_ended() || reactor_.has_multishots()) reactor_.turn();
+      while (reactor_.has_multishots()) reactor_.turn();
       if (reactor_.in_flight_ != 0)
         detail::fatal(
             "a run has ended while a coroutine that is in no scope still waited in the kernel");
@@ -461,6 +461,7 @@ class reactor : public loop {
     const std::lock_guard lock(posted_mutex_);
     posts_closed_ = !open;
   }
+
   void keep_undelivered() noexcept {
     if (!buffers_) return;
     descriptors_.for_each([](descriptor& d) {
