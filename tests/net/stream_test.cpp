@@ -174,7 +174,8 @@ TEST_CASE("a kernel that takes one byte at a time takes everything in the end") 
       stream_pair both(transport::unix_socket);
       co_await exchange(both.near, both.far, 20'000, 100);
     });
-    CHECK(slow.sends >= 32);
+    CHECK(slow.sends >=
+          16);  // on io_uring the first of a turn is a plain call; the ring does the rest
     if (b == coax::backend::epoll) CHECK(slow.sends >= 40'000);
   }
 }
