@@ -3,7 +3,7 @@
 //
 //   coax_spin [microseconds]    by default 50; 0 never spins
 //
-// The exit status is 77 where coax has no such option.
+// Where coax has no such option it says so, and the exit status is 1.
 
 #include <coax/coax.hpp>
 
@@ -32,10 +32,12 @@ coax::task<> serve(coax::listener& listener) {
 template <class Options>
 Options spinning(std::chrono::microseconds how_long) {
   Options o;
-  if constexpr (requires { o.spin = how_long; })
+  if constexpr (requires { o.spin = how_long; }) {
     o.spin = how_long;
-  else
-    std::exit(77);
+  } else {
+    std::fputs("this coax has no options::spin\n", stderr);
+    std::exit(1);
+  }
   return o;
 }
 
