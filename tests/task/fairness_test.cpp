@@ -29,6 +29,10 @@ class one_turn final : public coax::loop {
  public:
   one_turn() noexcept : loop(coax::clock::time_point(1h)) {}
   coax::clock::time_point now() const noexcept override { return coax::clock::time_point(1h); }
+  void add(coax::ready_node& node) {
+    const running_here guard(*this);
+    make_ready(node);
+  }
   void turn() {
     const running_here guard(*this);
     run_ready();
@@ -157,8 +161,8 @@ TEST_CASE("what becomes ready in a turn runs in the next one", "[fairness]") {
   std::vector<int> log;
   ready_again a(loop, log, 1, true);
   ready_again b(loop, log, 2, false);
-  loop.make_ready(a);
-  loop.make_ready(b);
+  loop.add(a);
+  loop.add(b);
   loop.turn();
   CHECK(log == std::vector<int>{1, 2});
   loop.turn();
@@ -174,7 +178,7 @@ TEST_CASE("a turn runs a bounded number of what is ready, and the next goes on w
   nodes.reserve(many);
   for (int i = 0; i < many; ++i) {
     nodes.emplace_back(loop, log, i, false);
-    loop.make_ready(nodes.back());
+    loop.add(nodes.back());
   }
   loop.turn();
   CHECK(log.size() > 0);
