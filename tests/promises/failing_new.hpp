@@ -39,14 +39,15 @@ struct memory {
   };
 };
 
-/// What is thrown for want of memory.
+/// What is thrown for want of memory, here or on the other side, which then hangs up.
 inline bool is_shortage(const std::exception_ptr& failure) {
   try {
     std::rethrow_exception(failure);
   } catch (const std::bad_alloc&) {
     return true;
   } catch (const std::system_error& e) {
-    return e.code() == std::errc::not_enough_memory;
+    return e.code() == std::errc::not_enough_memory || e.code() == std::errc::connection_reset ||
+           e.code() == std::errc::broken_pipe || e.code() == coax::errc::end_of_stream;
   } catch (...) {
     return false;
   }

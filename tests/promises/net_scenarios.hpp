@@ -376,7 +376,9 @@ struct lingering_close {
   task<> peer() {
     stream conn = std::move(client);
     auto sent = co_await conn.write(request);
-    if (sent) static_cast<void>(!conn.shutdown_write());
+    if (!sent) why = sent.error();
+    if (!sent) co_return;
+    static_cast<void>(!conn.shutdown_write());
     std::array<std::byte, 4096> some;
     while (true) {
       auto n = co_await conn.read(some);
