@@ -2,22 +2,20 @@
 //
 //   chat [listen]    127.0.0.1:9000 by default: come in with `nc 127.0.0.1 9000`
 //
-// Who falls more than 64 lines behind is dropped, nobody waits for it. Who writes waits for its own
-// copy of the line, and so writes no faster than it reads. Ctrl-C closes the room.
+// Who is 64 lines behind holds up those who write, for at most a second, and then is dropped.
 
 #include <coax/coax.hpp>
 
 #include <array>
 #include <chrono>
 #include <csignal>
-#include <cstddef>
 #include <cstdio>
-#include <exception>
 #include <functional>
-#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 using namespace std::chrono_literals;
 
@@ -27,63 +25,65 @@ struct member {
 };
 
 struct room {
-  auto tell(std::string text, int except = 0) {
-    auto l = std::make_shared<const std::string>(std::move(text));
-    for (auto& [number, m] : members)
-      if (open && number != except && !m.unread.try_send(l)) m.behind.set();
-    return l;
-  }
-
-  std::map<int, member> members;
+  std::set<std::shared_ptr<member>> members;
   coax::semaphore places{1000};
-  bool open = true;
 };
 
+coax::task<> tell(room& r, std::string text) {
+  const auto line = std::make_shared<const std::string>(std::move(text));
+  std::vector<std::shared_ptr<member>> full;
+  for (const auto& m : r.members)
+    if (!m->unread.try_send(line)) full.push_back(m);
+  const auto deadline = coax::now() + 1s;
+  for (const auto& m : full) {
+    auto sent = co_await coax::within(deadline - coax::now(), m->unread.send(line));
+    if (!sent) m->behind.set();
+  }
+}
+
 coax::task<> listen(coax::stream& conn, member& me) {
-  while (auto l = co_await me.unread.receive()) {
-    auto sent = co_await coax::within(60s, conn.write(**l));
+  while (auto line = co_await me.unread.receive()) {
+    auto sent = co_await conn.write(**line);
     if (!sent) break;
   }
 }
 
-coax::task<> talk(coax::stream& conn, room& r, member& me, int number) {
+coax::task<> talk(coax::stream& conn, room& r, const std::string& name) {
   std::string text;
   std::array<std::byte, 1024> buf;
   while (auto n = co_await conn.read(buf)) {
     text.append(reinterpret_cast<const char*>(buf.data()), *n);
     for (auto end = text.find('\n'); end != text.npos; end = text.find('\n')) {
-      auto l = r.tell(std::to_string(number) + ": " + text.substr(0, end + 1), number);
-      co_await me.unread.send(std::move(l));
+      co_await tell(r, name + ": " + text.substr(0, end + 1));
       text.erase(0, end + 1);
     }
     if (text.size() > buf.size()) break;  // nobody writes lines as long as that
   }
 }
 
-coax::task<> visit(coax::stream conn, room& r, int number, coax::semaphore::permit) {
-  member& me = r.members[number];
-  r.tell("* " + std::to_string(number) + " is here\n");
-  co_await coax::race(listen(conn, me), talk(conn, r, me, number), me.behind.wait());
-  const char* how = me.behind.is_set() ? " does not keep up\n" : " has left\n";
-  r.members.erase(number);
-  r.tell("* " + std::to_string(number) + how);
+coax::task<> visit(coax::stream conn, room& r, std::string name, coax::semaphore::permit) {
+  const auto me = *r.members.insert(std::make_shared<member>()).first;
+  co_await tell(r, "* " + name + " is here\n");
+  co_await coax::race(listen(conn, *me), talk(conn, r, name), me->behind.wait());
+  r.members.erase(me);
+  me->unread.close();  // nobody waits for room in it any more
+  co_await tell(r, "* " + name + (me->behind.is_set() ? " does not keep up\n" : " has left\n"));
 }
 
 coax::task<> serve(coax::listener listener) {
   room r;
   co_await coax::with_scope([&](coax::scope& s) -> coax::task<> {
     auto accept_all = [&]() -> coax::task<> {
-      for (int number = 1;; ++number) {
+      for (int i = 1;; ++i) {
         auto place = co_await r.places.acquire();  // without one, they wait in the backlog
         auto conn = co_await listener.accept();
-        s.spawn(visit, std::move(conn).value(), std::ref(r), number, std::move(place));
+        s.spawn(visit, std::move(conn).value(), std::ref(r), std::to_string(i), std::move(place));
       }
     };
     co_await coax::race(accept_all(), coax::signals({SIGINT, SIGTERM}));
     listener.close();
-    r.tell("* the room closes\n");
-    r.open = false;
-    for (auto& [number, m] : r.members) m.unread.close();  // what is in it is still delivered
+    co_await tell(r, "* the room closes\n");
+    for (const auto& m : r.members) m->unread.close();  // what is in it is still delivered
     co_await s.join_within(3s);
   });
 }
@@ -93,7 +93,7 @@ int main(int argc, char** argv) try {
   std::printf("chat: listening on %s\n", listener.local_endpoint().value().to_string().c_str());
   std::fflush(stdout);
   coax::run(serve, std::move(listener));
-} catch (const std::exception& e) {
-  std::fprintf(stderr, "chat: %s\n", e.what());
+} catch (const std::system_error& e) {
+  std::fprintf(stderr, "chat: %s\n", e.code().message().c_str());
   return 1;
 }

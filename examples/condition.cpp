@@ -14,6 +14,7 @@
 #include <deque>
 #include <functional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <system_error>
 

@@ -13,7 +13,6 @@
 #include <array>
 #include <chrono>
 #include <csignal>
-#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -58,7 +57,7 @@ coax::task<> relay(coax::stream client, coax::endpoint target, coax::timeout idl
     reset_on_close(client, !std::get<0>(ended));  // unless both directions have ended
     reset_on_close(*server, !std::get<0>(ended));
   } catch (const std::system_error& e) {
-    std::fprintf(stderr, "proxy: a connection failed: %s\n", e.what());
+    std::fprintf(stderr, "proxy: a connection failed: %s\n", e.code().message().c_str());
   }
 }
 
@@ -87,12 +86,13 @@ int number(const char* text) {
 }
 
 int main(int argc, char** argv) try {
+  const auto idle = (argc > 3 ? number(argv[3]) : 60) * 1s;
+  const int most = argc > 4 ? number(argv[4]) : 1000;
   const auto target = coax::endpoint::parse(argc > 2 ? argv[2] : "127.0.0.1:9000").value();
   auto listener = coax::listener::bind(argc > 1 ? argv[1] : "127.0.0.1:9001").value();
   std::printf("proxy: listening on %s\n", listener.local_endpoint().value().to_string().c_str());
   std::fflush(stdout);
-  coax::run(serve, listener, target, (argc > 3 ? number(argv[3]) : 60) * 1s,
-            argc > 4 ? number(argv[4]) : 1000);
+  coax::run(serve, listener, target, idle, most);
 } catch (const std::exception& e) {
   std::fprintf(stderr, "proxy: %s\n", e.what());
   return 1;

@@ -996,7 +996,7 @@ def run(body, backend):
     return result, why
 
 
-def main():
+def main(names=("echo", "echo_client", "poll", "threads")):
     global programs
     if len(sys.argv) < 2 or not os.access(sys.argv[1], os.X_OK):
         sys.exit(__doc__)
@@ -1008,7 +1008,7 @@ def main():
     with tempfile.TemporaryDirectory() as programs:
         # Copies, where an ordinary user can reach them and no build replaces them meanwhile.
         os.chmod(programs, 0o755)
-        for name in ("echo", "echo_client", "poll", "threads"):
+        for name in names:
             built = os.path.join(os.path.dirname(sys.argv[1]), name)
             if os.path.exists(built):  # else the tests of it fail
                 os.chmod(shutil.copy(built, programs), 0o755)
