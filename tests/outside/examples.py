@@ -3,7 +3,7 @@
 
     examples.py PATH_TO_ECHO [name-filter...]
 
-As outside.py, next to it, whose tools it uses. The examples are looked for in the directory of echo.
+As outside.py, next to it, whose tools it uses. They are looked for in the directory of echo.
 """
 import contextlib
 import os
@@ -25,7 +25,7 @@ outside.tests.clear()  # it runs its own
 
 
 class Listening(Server):
-    """An example that says where it listens. Leaving the block ends it and checks that it went well."""
+    """An example that says where it listens; as a Server otherwise."""
 
     def __init__(self, backend, program, *args):
         self.clients = []
@@ -42,8 +42,8 @@ class Listening(Server):
         return self.errors.read()
 
     def memory(self):
-        """Bytes in use, without what the kernel holds in sockets. AddressSanitizer keeps what was freed:
-        then none."""
+        """Bytes in use, without what the kernel holds in sockets. AddressSanitizer keeps what was
+        freed: with it, 0."""
         with open(f"/proc/{self.process.pid}/maps") as file:
             if "libasan" in file.read():
                 return 0
@@ -110,8 +110,8 @@ def company(room, count):
 
 
 def talk_of_all(members, what):
-    """All say the lines of {member: lines} at once, and hear until they have heard everything. Returns
-    the lines each has heard."""
+    """All say the lines of {member: lines} at once, and hear until they have heard everything.
+    Returns the lines each has heard."""
     unsent = {m: "".join(line + "\n" for line in lines).encode() for m, lines in what.items()}
     heard = {m: [] for m in members}
     for m in members:

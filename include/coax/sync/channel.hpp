@@ -23,8 +23,9 @@ namespace coax::inline COAX_ABI {
 /// which these came. With a capacity of 0 nothing is kept: each `send` waits for the `receive` that
 /// takes its value.
 ///
-/// A value that was sent is received, or destroyed with the channel; a `send` or `receive` that was
-/// cancelled or timed out has not happened, and one that has happened beats both.
+/// A value that was sent is received, or destroyed with the channel. A `send` that was cancelled or
+/// timed out has not sent, and its value is destroyed; such a `receive` has taken nothing. One that
+/// has happened beats both.
 ///
 /// Lifetime  must outlive everyone who waits on it.
 /// Thread    the reactor's.
