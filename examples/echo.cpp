@@ -127,7 +127,7 @@ void hold_signals() {
   ::pthread_sigmask(SIG_BLOCK, &stops, nullptr);
 }
 
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   const arguments args = parse(std::span(argv, static_cast<std::size_t>(argc)).subspan(1));
   const auto where = coax::endpoint::ip(args.ip, args.port);
   if (!where) refuse("ip \"" + args.ip + "\" is not an IPv4 or IPv6 address");
@@ -137,18 +137,23 @@ int main(int argc, char** argv) {
                  listener.error().message().c_str());
     return 1;
   }
-  try {
-    hold_signals();
-    announce(*listener, args);
-    if (args.detach && ::daemon(1, 0) != 0) {
-      std::perror("echo: cannot detach");
-      return 1;
-    }
-    if (args.processes > 1)
-      return coax::prefork({.processes = args.processes}, serve, std::ref(*listener), args.workers);
-    coax::run(serve, *listener, args.workers);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "echo: %s\n", e.what());
+  hold_signals();
+  announce(*listener, args);
+  if (args.detach && ::daemon(1, 0) != 0) {
+    std::perror("echo: cannot detach");
     return 1;
   }
+  if (args.processes > 1)
+    return coax::prefork({.processes = args.processes}, serve, std::ref(*listener), args.workers);
+  coax::run(serve, *listener, args.workers);
+  return 0;
 }
+
+#if defined(__cpp_exceptions)
+int main(int argc, char** argv) try { return run(argc, argv); } catch (const std::exception& e) {
+  std::fprintf(stderr, "echo: %s\n", e.what());
+  return 1;
+}
+#else
+int main(int argc, char** argv) { return run(argc, argv); }
+#endif

@@ -4,6 +4,7 @@
 #include <coax/io/blocking_pool.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/task/composite.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
 
@@ -97,16 +98,15 @@ class blocking_call final : public blocking_result<std::invoke_result_t<F, A...>
     const auto call = [](F& fn, A&... args) {
       return std::invoke(std::forward<F>(fn), std::forward<A>(args)...);
     };
-    try {
+    std::exception_ptr failure = caught([&] {
       if constexpr (std::is_void_v<std::invoke_result_t<F, A...>>) {
         std::apply(call, *work_);
         this->result_.template emplace<1>();
       } else {
         this->result_.template emplace<1>(std::apply(call, *work_));
       }
-    } catch (...) {
-      this->result_.template emplace<2>(std::current_exception());
-    }
+    });
+    if (failure) this->result_.template emplace<2>(std::move(failure));
     work_.reset();
   }
 

@@ -82,13 +82,9 @@ inline std::unique_ptr<reactor> make_reactor(const options& o = {}) {
 #else
     std::error_code failed = detail::try_ring();
     if (!failed) {
-      try {
-        auto made = std::make_unique<uring_reactor>(o.ring_entries);
-        made->set_spin(o.spin);
-        return made;
-      } catch (const std::system_error& e) {
-        failed = e.code();
-      }
+      auto made = std::make_unique<uring_reactor>(o.ring_entries, failed);
+      made->set_spin(o.spin);
+      if (!failed) return made;
     }
     const char* hint = failed == std::errc::invalid_argument ? " (it needs Linux 6.1)" : "";
     if (wish.wanted == backend::io_uring)

@@ -11,6 +11,7 @@
 #include <coax/io/syscalls.hpp>
 #include <coax/io/undelivered.hpp>
 #include <coax/io/unique_fd.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/loop.hpp>
 #include <coax/task/root.hpp>
@@ -28,7 +29,6 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -195,11 +195,7 @@ class reactor : public loop {
   bool start(operation& op) noexcept {
     owner_.check();
     descriptor* d = nullptr;
-    try {
-      d = descriptors_.find(op.fd());
-    } catch (const std::bad_alloc&) {
-      return op.result_ = -ENOMEM, true;
-    }
+    if (detail::caught([&] { d = descriptors_.find(op.fd()); })) return op.result_ = -ENOMEM, true;
     if (d == nullptr) return op.result_ = -EBADF, true;
     if (d->closing) return op.result_ = -EBADF, true;
     const bool reads = is_reader(op);

@@ -6,6 +6,7 @@
 
 #include <coax/io/provided_buffers.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 
 #include <liburing.h>
@@ -14,7 +15,6 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
-#include <new>
 #include <optional>
 #include <string_view>
 #include <system_error>
@@ -46,15 +46,16 @@ class uring_reactor final : public reactor {
   ///           is refused or unknown, EINVAL before Linux 6.1, ENOMEM when locked memory is short.
   explicit uring_reactor(unsigned entries = entries_default, syscalls& calls = syscalls::kernel())
       : reactor(calls) {
-    io_uring_params params{};
-    params.flags = setup_flags | IORING_SETUP_CQSIZE;
-    entries = std::min(entries, entries_max);
-    params.cq_entries = entries * completions_per_entry;
-    const int failed = io_uring_queue_init_params(entries, &ring_, &params);
-    if (failed < 0) detail::throw_system_error({-failed, std::system_category()}, "io_uring_setup");
-    io_uring_register_ring_fd(&ring_);  // saves a look-up a turn; works without
+    if (const int failed = set_up(entries); failed < 0)
+      detail::throw_system_error({-failed, std::system_category()}, "io_uring_setup");
   }
-  ~uring_reactor() override { io_uring_queue_exit(&ring_); }
+  /// The same, but says in `failed` why there is no ring; it is then not to be used.
+  uring_reactor(unsigned entries, std::error_code& failed) {
+    if (const int answer = set_up(entries); answer < 0) failed = {-answer, std::system_category()};
+  }
+  ~uring_reactor() override {
+    if (is_set_up_) io_uring_queue_exit(&ring_);
+  }
 
   std::string_view backend() const noexcept override { return "io_uring"; }
   clock::time_point rough_now() const noexcept override { return coarse_clock(); }
@@ -70,6 +71,18 @@ class uring_reactor final : public reactor {
   // So many buffers may a descriptor hold that nobody asks for; with more, its multishot receive is
   // stopped. What it still delivers before it has stopped is kept: one batch of the kernel, 32.
   static constexpr std::size_t unread_max = 8;
+
+  /// Result    0 or -errno.
+  int set_up(unsigned entries) noexcept {
+    io_uring_params params{};
+    params.flags = setup_flags | IORING_SETUP_CQSIZE;
+    entries = std::min(entries, entries_max);
+    params.cq_entries = entries * completions_per_entry;
+    const int answer = io_uring_queue_init_params(entries, &ring_, &params);
+    is_set_up_ = answer >= 0;
+    if (is_set_up_) io_uring_register_ring_fd(&ring_);  // saves a look-up a turn; works without
+    return answer;
+  }
 
   bool submit(operation& op) noexcept override {
     if (tries_now(op)) {
@@ -229,12 +242,7 @@ class uring_reactor final : public reactor {
     provided_.top_up();
     if (provided_.is_dry()) return false;
     if (multishots_ < stops_.capacity()) return true;
-    try {
-      stops_.reserve(multishots_ * 2 + 64);
-    } catch (const std::bad_alloc&) {
-      return false;
-    }
-    return true;
+    return !detail::caught([this] { stops_.reserve(multishots_ * 2 + 64); });
   }
 
   void delivered(std::uint64_t key, const io_uring_cqe& cqe) noexcept {
@@ -361,6 +369,7 @@ class uring_reactor final : public reactor {
   }
 
   io_uring ring_{};
+  bool is_set_up_ = false;
   detail::provided_buffers provided_;
   bool cannot_provide_ = false;
   unsigned completions_ = 0;  // in this turn

@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/loop.hpp>
 
 #include <concepts>
@@ -28,11 +29,8 @@ class posted_function final : public ready_node {
     reactor& here = reactor::current();
     // Once what the run was for has ended, so has what `fn` refers to.
     if (!here.runs_for_something()) return;
-    try {
-      std::invoke(std::move(fn_));
-    } catch (...) {
-      here.failed(std::current_exception());
-    }
+    if (std::exception_ptr failure = caught([this] { std::invoke(std::move(fn_)); }))
+      here.failed(std::move(failure));
   }
   void dropped() noexcept override { delete this; }
 

@@ -6,6 +6,7 @@
 #include <coax/process/run.hpp>
 #include <coax/process/signals.hpp>
 #include <coax/task/clock.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/task.hpp>
 
@@ -292,22 +293,20 @@ int run_held(reactor& r, const sigset_t& held, const Make& make) {
 /// The life of one process: its exit status.
 template <class Make>
 int run_child(const options& o, int number, const sigset_t& held, const Make& make) {
-  try {
+  int status = 1;
+  const std::exception_ptr failure = caught([&] {
     signal_hub::instance().tell_stop_once();
     const std::unique_ptr<reactor> r = make_reactor(o);
     ignore_sigpipe();
     const std::string why = r->fallback_reason().empty() ? "" : " (" + r->fallback_reason() + ")";
     std::fprintf(stderr, "coax: process %d (pid %d) started: %s%s\n", number,
                  static_cast<int>(::getpid()), std::string(r->backend()).c_str(), why.c_str());
-    return run_held(*r, held, make);
-  } catch (const std::exception& e) {
+    status = run_held(*r, held, make);
+  });
+  if (failure)
     std::fprintf(stderr, "coax: process %d (pid %d): %s\n", number, static_cast<int>(::getpid()),
-                 e.what());
-  } catch (...) {
-    std::fprintf(stderr, "coax: process %d (pid %d): an exception that is no std::exception\n",
-                 number, static_cast<int>(::getpid()));
-  }
-  return 1;
+                 words_of(failure).c_str());
+  return status;
 }
 
 }  // namespace detail

@@ -5,6 +5,7 @@
 #include <coax/io/reactor.hpp>
 #include <coax/process/run.hpp>
 #include <coax/process/signal_hub.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
@@ -89,7 +90,7 @@ class thread_group {
 /// The life of one thread.
 template <class Make>
 void run_member(thread_group& group, const Make& make) noexcept {
-  try {
+  std::exception_ptr failure = caught([&] {
     const std::unique_ptr<reactor> r = make_reactor();
     thread_group::member known(group, *r);
     const signal_mailbox signals(*r, group.signals());
@@ -100,9 +101,8 @@ void run_member(thread_group& group, const Make& make) noexcept {
     while (!main.has_ended()) r->turn();
     known.cancels(nullptr);
     main.take();
-  } catch (...) {
-    group.failed(std::current_exception());
-  }
+  });
+  if (failure) group.failed(std::move(failure));
 }
 
 }  // namespace detail
@@ -132,13 +132,12 @@ void run_threads(int n, F&& fn, A&&... args) {
   detail::thread_group group;
   std::vector<std::thread> threads;
   threads.reserve(static_cast<std::size_t>(n));
-  try {
+  std::exception_ptr failure = detail::caught([&] {
     for (int i = 0; i < n; ++i)
       threads.emplace_back(
           [&] { detail::run_member(group, [&] { return std::invoke(fn, args...); }); });
-  } catch (...) {
-    group.failed(std::current_exception());
-  }
+  });
+  if (failure) group.failed(std::move(failure));
   for (std::thread& each : threads) each.join();
   group.rethrow_failure();
 }

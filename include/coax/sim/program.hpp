@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/main_root.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/task.hpp>
 
 #include <exception>
@@ -36,12 +37,7 @@ class program_of final : public program {
   bool has_ended() const noexcept override { return main_.has_ended(); }
   void cancel() noexcept override { main_.cancel(); }
   std::exception_ptr failure() noexcept override {
-    try {
-      static_cast<void>(main_.take_if_finished());
-    } catch (...) {
-      return std::current_exception();
-    }
-    return nullptr;
+    return coax::detail::caught([this] { static_cast<void>(main_.take_if_finished()); });
   }
 
  private:

@@ -10,6 +10,7 @@
 #include <coax/task/awaitable.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/dump.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 
 #include <charconv>
@@ -267,10 +268,11 @@ class world final : private host_names {
     return text;
   }
   [[noreturn]] void throw_stuck(const char* why) const {
-    throw stuck(std::string("coax: after ") + seconds() + ": " + why + "\n" + waiting());
+    coax::detail::raise(
+        stuck(std::string("coax: after ") + seconds() + ": " + why + "\n" + waiting()));
   }
   [[noreturn]] void throw_violated(const std::string& name) const {
-    throw violated("coax: after " + seconds() + ": " + name + " does not hold");
+    coax::detail::raise(violated("coax: after " + seconds() + ": " + name + " does not hold"));
   }
 
   static std::string tasks_of(const coax::loop& l) {

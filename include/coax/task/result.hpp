@@ -3,11 +3,11 @@
 /// A value or an error code: what an operation that can fail gives.
 
 #include <coax/config.hpp>
+#include <coax/task/exceptions.hpp>
 
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <type_traits>
@@ -80,37 +80,6 @@ template <class T>
 inline constexpr bool is_result_v<const result<T>> = true;
 
 namespace detail {
-
-/// Fails an acquisition: the one place where coax throws an error code. Without exceptions it
-/// prints the error and aborts, since there is nobody to tell.
-[[noreturn]] inline void throw_system_error(std::error_code error, const std::string& what) {
-#if defined(__cpp_exceptions)
-  throw std::system_error(error, what);
-#else
-  std::fprintf(stderr, "%s: %s\n", what.c_str(), error.message().c_str());
-  std::abort();
-#endif
-}
-
-/// Refuses an argument that no program should pass.
-[[noreturn]] inline void throw_invalid_argument(const std::string& what) {
-#if defined(__cpp_exceptions)
-  throw std::invalid_argument(what);
-#else
-  std::fprintf(stderr, "%s\n", what.c_str());
-  std::abort();
-#endif
-}
-
-/// Refuses a call that is wrong where it stands.
-[[noreturn]] inline void throw_logic_error(const std::string& what) {
-#if defined(__cpp_exceptions)
-  throw std::logic_error(what);
-#else
-  std::fprintf(stderr, "%s\n", what.c_str());
-  std::abort();
-#endif
-}
 
 /// Stops at a bug in the program that uses a result; called in builds with assertions only.
 [[noreturn]] inline void abort_over_result(const char* bug, std::error_code error) noexcept {
