@@ -41,7 +41,7 @@ class lockstep {
 inline void share_a_core(const options& o, const watched_process& server) {
   for (const pid_t pid : {server.pid(), ::getpid()}) {
     run_on_cpu(pid, o.server_cpu);
-    run_in_batches(pid);
+    run_until_it_waits(pid);
   }
 }
 
