@@ -34,7 +34,8 @@ def main():
     shown = [arguments.mode] + arguments.name
     tables.head(b, shown, cxx)
     for section, keys, show in (
-            ("lockstep", ["l64"], tables.lockstep_table), ("closed", ["c64", "o64"], tables.closed_table),
+            ("lockstep", ["l64"], tables.lockstep_table), ("observed", ["seen"], tables.observed_table),
+            ("closed", ["c64"], tables.closed_table),
             ("spin", ["c1"], tables.spin_table), ("open", ["open"], tables.open_table),
             ("churn", ["churn"], tables.churn_table), ("firehose", ["hose"], tables.firehose_table),
             ("idle", ["idle"], tables.idle_table)):

@@ -120,7 +120,8 @@ LOADS = [
     Load("l16", "lockstep", "64, 16 in flight", ["lockstep", "--depth", "16"], (0.2, 3), (0.8, 7)),
     Load("c64", "closed", "64 x 64 B", ["closed"], (0.3, 2), (1.2, 5)),
     Load("c512", "closed", "512 x 64 B", ["closed", "--connections", "512"], (0.3, 2), (1.2, 3)),
-    Load("o64", "closed", "observed", ["closed", "--observe"], (0.4, 1), (2, 3)),
+    Load("seen", "observed", "64 x 64 B, lockstep", ["lockstep", "--observe"], (0.4, 1), (2, 3)),
+    Load("seen_closed", "observed", "64 x 64 B, closed loop", ["closed", "--observe"], (0.2, 1), (1, 3)),
     Load("c1", "spin", "1 x 64 B", ["closed", "--connections", "1"], (0.3, 2), (1, 5),
          lambda s: s.group == "spin" or s.name in ("raw_uring", "raw_epoll")),
     Load("open", "open", "64 connections, 10,000 messages/s", ["open", "--rate", "10000"],
@@ -138,7 +139,7 @@ LOADS = [
 ]
 IDLE_CONNECTIONS = {"quick": 2000, "full": 10000}
 LIMIT_S = {"quick": 75, "full": 13 * 60}  # no round begins later
-SECTIONS = ["lockstep", "closed", "spin", "open", "churn", "firehose", "idle", "micro", "compile"]
+SECTIONS = ["lockstep", "observed", "closed", "spin", "open", "churn", "firehose", "idle", "micro", "compile"]
 
 
 class Bench:
