@@ -16,6 +16,10 @@ void* operator new(std::size_t size) {
   if (void* const fresh = std::malloc(size)) return fresh;
   throw std::bad_alloc();
 }
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return memory::refuses() ? nullptr : std::malloc(size);
+}
+void operator delete(void* block, const std::nothrow_t&) noexcept { std::free(block); }
 void operator delete(void* block) noexcept { std::free(block); }
 void operator delete(void* block, std::size_t) noexcept { std::free(block); }
 
