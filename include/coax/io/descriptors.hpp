@@ -57,8 +57,7 @@ struct descriptor {
 class descriptor_table {
  public:
   /// Errors    std::bad_alloc.
-  explicit descriptor_table(syscalls& calls)
-      : calls_(calls), first_(calls.first_descriptor()) {}
+  explicit descriptor_table(syscalls& calls) : calls_(calls), first_(calls.first_descriptor()) {}
 
   /// The entry of `fd`. Null when `fd` is not open. Errors: std::bad_alloc.
   descriptor* find(int fd) {
