@@ -289,6 +289,7 @@ class reactor : public loop {
     const int made = calls_.eventfd();
     if (made < 0) detail::throw_system_error({-made, std::system_category()}, "coax: eventfd");
     wake_fd_.reset(made);
+    descriptors_.find(made);  // there is memory for it now, or there is no reactor
   }
 
   /// Makes the reactor, and its system calls, this thread's for as long as the guard lives.
