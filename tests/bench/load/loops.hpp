@@ -33,6 +33,7 @@ struct watched_connections {
 };
 
 inline void add_latency(report& r, const histogram& latency) {
+  if (latency.count() == 0) return;  // it was all too late to be counted
   r.add("p50_us", latency.quantile(0.5));
   r.add("p99_us", latency.quantile(0.99));
   r.add("p999_us", latency.quantile(0.999));
