@@ -165,7 +165,7 @@ TEST_CASE("a stop cancels a scope with its body and children, and nothing around
     std::stop_source source;
     bool body_unwound = false;
     bool child_unwound = false;
-    std::jthread other;
+    std::thread other;
     co_await coax::with_scope(source.get_token(), [&](coax::scope& s) -> task<> {
       const set_at_exit noted{body_unwound};
       s.spawn([&]() -> task<> {
@@ -173,9 +173,10 @@ TEST_CASE("a stop cancels a scope with its body and children, and nothing around
         co_await sleeps_for_ever();
       });
       co_await coax::yield();
-      other = std::jthread([&] { source.request_stop(); });
+      other = std::thread([&] { source.request_stop(); });
       co_await sleeps_for_ever();
     });
+    other.join();
     CHECK(body_unwound);
     CHECK(child_unwound);
     co_await coax::sleep_for(100us);  // what is around goes on
@@ -185,15 +186,16 @@ TEST_CASE("a stop cancels a scope with its body and children, and nothing around
 TEST_CASE("a stop cancels the children of a scope whose body has ended") {
   on_each_backend([]() -> task<> {
     std::stop_source source;
-    std::jthread other;
+    std::thread other;
     co_await coax::with_scope(source.get_token(), [&](coax::scope& s) -> task<> {
       s.spawn(sleeps_for_ever);
       s.spawn([&]() -> task<> {
-        other = std::jthread([&] { source.request_stop(); });
+        other = std::thread([&] { source.request_stop(); });
         co_return;
       });
       co_return;
     });
+    other.join();
     CHECK(source.stop_requested());
   });
 }

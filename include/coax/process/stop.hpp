@@ -11,7 +11,6 @@
 
 #include <atomic>
 #include <functional>
-#include <optional>
 #include <stop_token>
 #include <type_traits>
 #include <utility>
@@ -25,18 +24,11 @@ template <class Target>
 class stop_link final : private ready_node {
  public:
   stop_link(Target& target, const std::stop_token& stop)
-      : reactor_(reactor::current()), target_(target) {
-    if (stop.stop_requested())
-      target_.cancel();
-    else
-      on_request_.emplace(stop, post_it{*this});
+      : reactor_(reactor::current()), target_(target), on_request_(stop, post_it{*this}) {
+    if (stop.stop_requested()) target_.cancel();  // before it begins
   }
   stop_link(const stop_link&) = delete;
   stop_link& operator=(const stop_link&) = delete;
-  ~stop_link() {
-    on_request_.reset();  // from here on nobody posts any more
-    if (posted_) reactor_.withdraw(*this);
-  }
 
  private:
   struct post_it {
@@ -44,6 +36,13 @@ class stop_link final : private ready_node {
     void operator()() const noexcept {
       link.posted_ = true;
       link.reactor_.post(link);
+    }
+  };
+  /// Outlives the callback: when it ends, nobody posts any more.
+  struct withdrawn_at_end {
+    stop_link& link;
+    ~withdrawn_at_end() {
+      if (link.posted_) link.reactor_.withdraw(link);
     }
   };
 
@@ -55,7 +54,8 @@ class stop_link final : private ready_node {
   reactor& reactor_;
   Target& target_;
   std::atomic<bool> posted_{false};
-  std::optional<std::stop_callback<post_it>> on_request_;
+  withdrawn_at_end guard_{*this};
+  std::stop_callback<post_it> on_request_;
 };
 
 /// Runs the task that `make` gives on `r`, to its end, or until it has unwound after `stop`.
