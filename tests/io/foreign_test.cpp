@@ -2,6 +2,7 @@
 #include "sockets.hpp"
 
 #include "../task/death.hpp"
+#include "../task/foreign.hpp"
 
 #include <coax/task/within.hpp>
 
@@ -17,51 +18,28 @@ using namespace std::chrono_literals;
 
 namespace {
 
-/// Runs at once, up to its first wait; owns its frame.
-class eager {
- public:
-  struct promise_type {
-    eager get_return_object() {
-      return eager(std::coroutine_handle<promise_type>::from_promise(*this));
-    }
-    std::suspend_never initial_suspend() noexcept { return {}; }
-    std::suspend_always final_suspend() noexcept { return {}; }
-    void return_void() noexcept {}
-    void unhandled_exception() noexcept { std::terminate(); }
-  };
-  eager(eager&& other) noexcept : coroutine_(std::exchange(other.coroutine_, nullptr)) {}
-  ~eager() {
-    if (coroutine_) coroutine_.destroy();
-  }
-  bool done() const { return coroutine_.done(); }
-
- private:
-  explicit eager(std::coroutine_handle<promise_type> coroutine) : coroutine_(coroutine) {}
-  std::coroutine_handle<promise_type> coroutine_;
-};
-
 // Each operation has a name: g++ 12 would await a copy of what stands in the expression.
-eager reads(int fd, std::size_t& got) {
+foreign reads(int fd, std::size_t& got) {
   std::array<std::byte, 16> some;
   coax::operations::read operation = coax::read(fd, some);
   auto n = co_await operation;
   got = n ? *n : 0;
 }
-eager polls(int fd, short& seen) {
+foreign polls(int fd, short& seen) {
   coax::operations::poll operation = coax::poll(fd, POLLIN);
   auto events = co_await operation;
   seen = events ? *events : short{-1};
 }
-eager sleeps(coax::timeout d) {
+foreign sleeps(coax::timeout d) {
   auto sleep = coax::sleep_for(d);
   co_await sleep;
 }
-eager accepts(int fd, coax::unique_fd& into) {
+foreign accepts(int fd, coax::unique_fd& into) {
   coax::operations::accept operation = coax::accept(fd);
   auto accepted = co_await operation;
   if (accepted) into = std::move(*accepted);
 }
-eager reads_in_time(int fd, std::error_code& why) {
+foreign reads_in_time(int fd, std::error_code& why) {
   std::array<std::byte, 16> some;
   auto limited = coax::within(1ms, coax::read(fd, some));
   auto n = co_await limited;
@@ -86,18 +64,18 @@ TEST_CASE("a foreign coroutine awaits operations that are ready, or that wait") 
       std::size_t got = 0;
       short seen = 0;
       coax::unique_fd accepted;
-      const eager one = reads(a.ours.get(), got);
-      const eager two = polls(b.ours.get(), seen);
-      const eager three = accepts(listener.fd.get(), accepted);
+      const foreign one = reads(a.ours.get(), got);
+      const foreign two = polls(b.ours.get(), seen);
+      const foreign three = accepts(listener.fd.get(), accepted);
       co_await turns(10);
-      CHECK(one.done() == !waits);
-      CHECK(two.done() == !waits);
-      CHECK(three.done() == !waits);
+      CHECK(one.is_done() == !waits);
+      CHECK(two.is_done() == !waits);
+      CHECK(three.is_done() == !waits);
       if (waits) make_ready();
       co_await turns(10);
-      CHECK(one.done());
-      CHECK(two.done());
-      CHECK(three.done());
+      CHECK(one.is_done());
+      CHECK(two.is_done());
+      CHECK(three.is_done());
       CHECK(got == 5);
       CHECK(seen == POLLIN);
       CHECK(accepted);
@@ -109,13 +87,13 @@ TEST_CASE("a foreign coroutine sleeps, and waits under within") {
   on_each_backend([]() -> coax::task<> {
     const fd_pair pipe = pipe_to_us();
     std::error_code why;
-    const eager one = sleeps(1ms);
-    const eager two = reads_in_time(pipe.ours.get(), why);
-    CHECK_FALSE(one.done());
+    const foreign one = sleeps(1ms);
+    const foreign two = reads_in_time(pipe.ours.get(), why);
+    CHECK_FALSE(one.is_done());
     co_await coax::sleep_for(2ms);
     co_await turns(10);
-    CHECK(one.done());
-    CHECK(two.done());
+    CHECK(one.is_done());
+    CHECK(two.is_done());
     CHECK(why == std::errc::timed_out);
   });
 }
@@ -129,7 +107,7 @@ TEST_CASE(
         const fd_pair pipe = pipe_to_us();
         std::size_t got = 0;
         {
-          const eager gone = reads(pipe.ours.get(), got);
+          const foreign gone = reads(pipe.ours.get(), got);
         }
         co_return;
       });
@@ -143,7 +121,7 @@ TEST_CASE("a run that ends while a foreign coroutine waits in the kernel aborts 
     const ending child = ending_of([b] {
       const fd_pair pipe = pipe_to_us();
       std::size_t got = 0;
-      std::vector<eager> left;
+      std::vector<foreign> left;
       const auto reactor = reactor_of(b);
       coax::detail::run_on(*reactor, [&]() -> coax::task<> {
         left.push_back(reads(pipe.ours.get(), got));
@@ -157,7 +135,7 @@ TEST_CASE("a run that ends while a foreign coroutine waits in the kernel aborts 
 TEST_CASE("a run that ends while a foreign coroutine sleeps aborts with a message") {
   for (const coax::backend b : backends_here()) {
     const ending child = ending_of([b] {
-      std::vector<eager> left;
+      std::vector<foreign> left;
       const auto reactor = reactor_of(b);
       coax::detail::run_on(*reactor, [&]() -> coax::task<> {
         left.push_back(sleeps(1h));

@@ -8,6 +8,7 @@
 #include <coax/task/within.hpp>
 
 #include "../task/death.hpp"
+#include "../task/foreign.hpp"
 #include "../task/probes.hpp"
 
 #include <coroutine>
@@ -23,31 +24,6 @@
 using namespace std::chrono_literals;
 
 namespace {
-
-/// Starts at once; whoever made it destroys it.
-class foreign {
- public:
-  struct promise_type {
-    foreign get_return_object() {
-      return foreign(std::coroutine_handle<promise_type>::from_promise(*this));
-    }
-    std::suspend_never initial_suspend() noexcept { return {}; }
-    std::suspend_always final_suspend() noexcept { return {}; }
-    void return_void() noexcept {}
-    void unhandled_exception() noexcept { std::terminate(); }
-  };
-
-  foreign(foreign&& other) noexcept : coroutine_(std::exchange(other.coroutine_, nullptr)) {}
-  foreign& operator=(foreign&&) = delete;
-  ~foreign() {
-    if (coroutine_) coroutine_.destroy();
-  }
-  bool is_done() const { return coroutine_.done(); }
-
- private:
-  explicit foreign(std::coroutine_handle<promise_type> c) : coroutine_(c) {}
-  std::coroutine_handle<promise_type> coroutine_;
-};
 
 coax::task<> settle_turns() {
   for (int i = 0; i < 5; ++i) co_await coax::yield();

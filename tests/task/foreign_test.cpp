@@ -8,6 +8,7 @@
 #include <coax/task/within.hpp>
 
 #include "death.hpp"
+#include "foreign.hpp"
 #include "probes.hpp"
 
 #include <coroutine>
@@ -25,31 +26,6 @@
 using namespace std::chrono_literals;
 
 namespace {
-
-/// The least that another library could have: it starts at once, and its owner destroys it.
-class foreign {
- public:
-  struct promise_type {
-    foreign get_return_object() {
-      return foreign(std::coroutine_handle<promise_type>::from_promise(*this));
-    }
-    std::suspend_never initial_suspend() noexcept { return {}; }
-    std::suspend_always final_suspend() noexcept { return {}; }
-    void return_void() noexcept {}
-    void unhandled_exception() noexcept { std::abort(); }
-  };
-
-  foreign(foreign&& other) noexcept : coroutine_(std::exchange(other.coroutine_, nullptr)) {}
-  foreign& operator=(foreign&&) = delete;
-  ~foreign() {
-    if (coroutine_) coroutine_.destroy();
-  }
-  bool is_done() const { return coroutine_.done(); }
-
- private:
-  explicit foreign(std::coroutine_handle<promise_type> c) : coroutine_(c) {}
-  std::coroutine_handle<promise_type> coroutine_;
-};
 
 foreign rests(coax::timeout how_long) { co_await coax::sleep_for(how_long); }
 
