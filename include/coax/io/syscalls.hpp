@@ -23,6 +23,8 @@
 #include <vector>
 
 #if !defined(COAX_WITHOUT_URING)
+#include <coax/io/thread_sanitizer.hpp>
+
 #include <liburing.h>
 #endif
 
@@ -156,6 +158,7 @@ class syscalls {
   }
   /// Submits what is queued and waits for a completion; without `limit`, for ever.
   virtual int ring_submit_and_wait(io_uring& ring, __kernel_timespec* limit) noexcept {
+    detail::let_signals_in(limit);
     io_uring_cqe* first = nullptr;
     return counted(io_uring_submit_and_wait_timeout(&ring, &first, 1, limit, nullptr));
   }

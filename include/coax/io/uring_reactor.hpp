@@ -6,6 +6,7 @@
 
 #include <coax/io/provided_buffers.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/io/thread_sanitizer.hpp>
 #include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 
@@ -54,7 +55,9 @@ class uring_reactor final : public reactor {
     if (const int answer = set_up(entries); answer < 0) failed = {-answer, std::system_category()};
   }
   ~uring_reactor() override {
-    if (is_set_up_) io_uring_queue_exit(&ring_);
+    if (!is_set_up_) return;
+    detail::ring_memory::about_to_be_unmapped();
+    io_uring_queue_exit(&ring_);
   }
 
   std::string_view backend() const noexcept override { return "io_uring"; }
@@ -80,7 +83,9 @@ class uring_reactor final : public reactor {
     params.cq_entries = entries * completions_per_entry;
     const int answer = io_uring_queue_init_params(entries, &ring_, &params);
     is_set_up_ = answer >= 0;
-    if (is_set_up_) io_uring_register_ring_fd(&ring_);  // saves a look-up a turn; works without
+    if (!is_set_up_) return answer;
+    detail::ring_memory::mapped();
+    io_uring_register_ring_fd(&ring_);  // saves a look-up a turn; works without
     return answer;
   }
 
