@@ -6,6 +6,7 @@
 
 #include <coax/io/buffer_pool.hpp>
 #include <coax/io/provided_buffers.hpp>
+#include <coax/io/thread_sanitizer.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/io/uring_reactor.hpp>
 
@@ -52,11 +53,13 @@ inline std::error_code try_ring() noexcept {
   io_uring ring{};
   int answer = io_uring_queue_init_params(1, &ring, &params);
   if (answer < 0) return {-answer, std::system_category()};
+  ring_memory::mapped();
   answer = provided.open(ring, *pool);
   if (answer == 0) {
     provided.top_up();
     answer = try_receive(ring);
   }
+  ring_memory::about_to_be_unmapped();
   io_uring_queue_exit(&ring);
   return answer < 0 ? std::error_code(-answer, std::system_category()) : std::error_code();
 }
