@@ -22,6 +22,8 @@ def main() -> None:
     united = []
     for source in sources:
         lines, begin = parts(source)
+        if any(line.startswith("#if") for line in lines[:begin]):
+            sys.exit(f"{source}: an #if before the last #include would be torn apart")
         name = re.sub(r"\W", "_", source.stem)
         where = source.resolve()
         for i, line in enumerate(lines[:begin]):

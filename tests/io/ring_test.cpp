@@ -1,10 +1,6 @@
-#include "each_backend.hpp"
-
-#if !defined(COAX_WITHOUT_URING)
-
-#include "sockets.hpp"
-
 #include "../task/death.hpp"
+#include "each_backend.hpp"
+#include "sockets.hpp"
 
 #include <coax/task/scope.hpp>
 #include <coax/task/within.hpp>
@@ -18,6 +14,8 @@
 #include <functional>
 #include <string>
 #include <vector>
+
+#if !defined(COAX_WITHOUT_URING)
 
 // A ring that is too small, and one that the kernel does not always let enter.
 
