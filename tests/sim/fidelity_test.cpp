@@ -295,6 +295,7 @@ const std::vector<const char*> scripts{
     "pair;set e s;poll e;send c 1;poll e;recv s 9;poll e;close c;poll e",
     "server;set e l;poll e;new c;connect c l;poll e;accept s l;poll e",
     "pair;set e s;close s;poll e",
+    "pair;set e s;set f s;set g c;send c 1;poll e;poll f;poll g;recv s 9;poll e;poll f",
 };
 
 }  // namespace

@@ -61,6 +61,11 @@ class file_set final : public file {
     members_.emplace_back(f, wanted);
     return true;
   }
+  /// `f` has changed.
+  void look_at(const file& f) {
+    for (const auto& [known, events] : members_)
+      if (known.lock().get() == &f) return look();
+  }
   void look() {
     if (events() != 0) changed(POLLIN);
   }
@@ -300,7 +305,7 @@ class kernel final : public syscalls, private file_owner {
   void changed(file& f, unsigned events) override {
     if ((events & f.watched.wanted) != 0) list(f);
     for (const auto& weak : sets_)
-      if (const auto set = weak.lock(); set != nullptr && set.get() != &f) set->look();
+      if (const auto set = weak.lock()) set->look_at(f);
   }
   void list(file& f) {
     if (std::exchange(f.watched.listed, true)) return;
