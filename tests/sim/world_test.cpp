@@ -1,9 +1,12 @@
 #include "../catch.hpp"
 #include "echo_server.hpp"
 
+#include <coax/io/fd.hpp>
 #include <coax/io/random.hpp>
 #include <coax/net/resolve.hpp>
 #include <coax/process/blocking.hpp>
+
+#include <poll.h>
 
 #include <algorithm>
 #include <array>
@@ -203,6 +206,29 @@ TEST_CASE("a peer that does not read stops the writer") {
   CHECK(written >= 100'000);
   CHECK(written <= 2 * 64 * 1024);
   held.reset();
+}
+
+TEST_CASE("a full socket is not writable, be its buffer ever so small") {
+  for (const std::size_t size : {1, 2, 3}) {
+    sim::world w{{.send_buffer = size, .receive_buffer = size}};
+    opened held;
+    w.host("srv", accept_and_hold, std::ref(held));
+    bool filled = false;
+    std::error_code writable;
+    const auto pour = [&]() -> task<> {
+      auto conn = co_await coax::connect(server_at());
+      const std::vector<std::byte> block(10);
+      auto n = co_await coax::within(1s, conn->write(block));
+      filled = n.error() == std::errc::timed_out;
+      auto seen = co_await coax::within(1s, coax::poll(conn->native_handle(), POLLOUT));
+      writable = seen.error();
+    };
+    w.host("cli", pour);
+    w.run_for(1min);
+    CHECK(filled);
+    CHECK(writable == std::errc::timed_out);
+    held.reset();
+  }
 }
 
 TEST_CASE("connecting: refused, unreachable, and never answered") {

@@ -269,7 +269,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
   std::size_t backlog_size() const noexcept {
     return static_cast<std::size_t>(std::clamp(backlog_, 0, host_.world().how.backlog_max));
   }
-  bool has_room() const noexcept { return out_.size() <= send_max_ - send_max_ / 3; }
+  bool has_room() const noexcept { return room() >= std::max<std::size_t>(send_max_ / 3, 1); }
   std::uint64_t written() const noexcept { return acknowledged_ + out_.size(); }
   std::uint64_t receive_limit() const noexcept {
     const std::size_t unread = in_.size() - in_read_;
