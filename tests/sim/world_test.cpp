@@ -359,6 +359,57 @@ TEST_CASE("a host that crashes is silent, and resets what it does not know once 
   CHECK(heard[3] == std::make_error_code(std::errc::connection_reset).message());
 }
 
+TEST_CASE("an answer that is lost in the crash of who sent it is asked for again") {
+  sim::world w{{.latency = {10ms, 10ms}}};
+  opened held;
+  std::error_code outcome;
+  coax::clock::duration took{};
+  auto& server = w.host("srv", accept_and_hold, std::ref(held));
+  SECTION("to the end of a connection") {
+    const auto sends = []() -> task<> {
+      auto conn = co_await coax::connect(server_at());
+      auto sent = co_await conn->write("hello");
+      CHECK(sent);
+    };
+    auto& client = w.host("cli", sends);
+    w.run_for(25ms);
+    w.partition_one_way(server, client);
+    w.run_for(1s);
+    CHECK(!client.is_running());
+    CHECK(client.connections() == 1);
+    server.crash();
+    w.heal();
+    server.restart();
+    w.run_for(1s);
+    CHECK(client.connections() == 0);
+  }
+  SECTION("to an attempt to connect") {
+    auto& client = w.host("cli", connect_once, std::ref(outcome), std::ref(took));
+    w.partition_one_way(server, client);
+    w.run_for(1s);
+    server.crash();
+    w.heal();
+    server.restart();
+    w.run_for(1s);
+    CHECK(!client.is_running());
+    CHECK(!outcome);
+  }
+  SECTION("to the offer of a connection") {
+    auto& client = w.host("cli", connect_once, std::ref(outcome), std::ref(took));
+    w.run_for(15ms);
+    w.partition_one_way(client, server);
+    w.run_for(1s);
+    CHECK(server.connections() == 1);
+    client.crash();
+    w.heal();
+    client.restart();
+    client.kill();
+    w.run_for(1s);
+    CHECK(server.connections() == 0);
+  }
+  held.reset();
+}
+
 TEST_CASE("a program that is killed leaves its connections to its kernel, which closes them") {
   sim::world w{{.latency = {1ms, 1ms}}};
   auto& server = w.host("srv", echo_one_by_one);

@@ -241,11 +241,13 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     if (phase_ == phase::accepting) end(0);
   }
 
-  /// The peer's host has lost its memory. A window that it closed it will not open again: what
-  /// waits for that asks it, and learns so.
+  /// The peer's host has lost its memory, and what it was about to answer. Whoever waits for that,
+  /// or for a window to open again, asks once more, and learns so.
   void probe(int host) {
-    if (phase_ == phase::open && remote_host_ == host && sent_ < written())
-      transmit(packet::kind::ack);
+    if (remote_host_ != host) return;
+    if (phase_ == phase::connecting) return transmit(packet::kind::syn);
+    const bool waits = !out_.empty() || (fin_sent_ && !fin_acknowledged_);
+    if (phase_ == phase::accepting || (phase_ == phase::open && waits)) transmit(packet::kind::ack);
   }
 
   address local;
