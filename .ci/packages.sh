@@ -46,3 +46,19 @@ need() {
   fi
   rm "$log"
 }
+
+# Sets `clang` and `clang_format`: 19 where it can be had, else another; before 16 its coroutines are not up to it.
+# shellcheck disable=SC2034 # read by who sources this
+find_clang() {
+  local version
+  clang="clang++"
+  clang_format="clang-format"
+  for version in 19 22 21 20 18 17 16; do
+    if need "clang-$version" "libclang-rt-$version-dev" "llvm-$version"; then
+      clang=clang++-$version
+      if need "clang-format-$version"; then clang_format=clang-format-$version; fi
+      return 0
+    fi
+  done
+  echo "There is no clang from 16 on to be had: the steps that use it will fail." >&2
+}
