@@ -7,6 +7,7 @@
 #include <coax/task/within.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -225,4 +226,52 @@ TEST_CASE("a number that was closed and opened again behind a receive is not mix
     coax::reactor::current().close(first.ours.release());
     co_await turns(3);
   });
+}
+
+TEST_CASE(
+    "what was received before its number was closed and opened again behind a receive is dropped") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    // A ring of one entry is entered, and gives what has come, in the middle of a turn.
+    const auto reactor = reactor_of(b, coax::syscalls::kernel(), 1);
+    run_clean(*reactor, []() -> coax::task<> {
+      fd_pair first = unix_pair();
+      fd_pair second = unix_pair();
+      const fd_pair others[] = {pipe_to_us(), pipe_to_us()};
+      const int number = first.ours.get();
+      coax::reactor::current().own(number, false);
+      put(first.theirs, "x");
+      auto lease = co_await lease_of(number);
+      REQUIRE(lease);
+      auto body = [&](coax::scope& s) -> coax::task<> {
+        s.spawn([&]() -> coax::task<> {
+          put(first.theirs, "of the first");
+          co_return;
+        });
+        for (const fd_pair& other : others)
+          s.spawn(
+              [](const fd_pair& p) -> coax::task<> {
+                std::array<std::byte, 1> byte;
+                auto got = co_await coax::read(p.ours.get(), byte);
+                CHECK(got);
+              },
+              std::cref(other));
+        s.spawn([&]() -> coax::task<> {
+          // Not through coax: nobody told the reactor.
+          REQUIRE(::dup3(second.ours.get(), number, O_CLOEXEC) == number);
+          coax::reactor::current().own(number, false);
+          for (const fd_pair& other : others) put(other.theirs, "x");
+          co_return;
+        });
+        co_return;
+      };
+      co_await coax::with_scope(body);
+      put(second.theirs, "of the second");
+      auto next = co_await coax::within(10s, lease_of(number));
+      REQUIRE(next);
+      CHECK(text_of(next->bytes()) == "of the second");
+      coax::reactor::current().close(first.ours.release());
+      co_await turns(3);
+    });
+  }
 }
