@@ -25,6 +25,18 @@ TEST_CASE("a sleep is never shorter than it was asked to be") {
   });
 }
 
+TEST_CASE("the rough time is not before the time, and a little after it at most") {
+  on_each_backend([]() -> coax::task<> {
+    const coax::loop& here = coax::loop::current();
+    const auto before = coax::now();
+    const auto rough = here.rough_now();
+    const auto after = coax::now();
+    CHECK(rough >= before);  // earlier, and a timeout would be shorter than it was asked to be
+    CHECK(rough <= after + 10ms);
+    co_return;
+  });
+}
+
 TEST_CASE("sleeps that end at the same time wake in the order in which they began") {
   on_each_backend([]() -> coax::task<> {
     std::string log;
