@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -147,6 +148,32 @@ TEST_CASE("an idle receiver holds no buffer") {
       co_await coax::with_scope(body);
     });
   }
+}
+
+TEST_CASE("reads give back the buffers whose bytes they have taken") {
+  on_each_backend([]() -> coax::task<> {
+    fd_pair p = unix_pair();
+    const taken_over ours(std::move(p.ours));
+    put(p.theirs, "x");
+    {
+      auto lease = co_await lease_of(ours.get());  // on io_uring it receives ahead from now on
+      REQUIRE(lease);
+    }
+    co_await turns();
+    const std::size_t before = coax::reactor::current().buffers_in_use();
+    for (int i = 0; i < 100; ++i) {
+      put(p.theirs, "xy");
+      co_await turns();
+      for (const std::string_view expected : {"x", "y"}) {
+        std::array<std::byte, 1> byte;
+        auto got = co_await receive(ours.get(), byte);
+        REQUIRE(got);
+        CHECK(text_of(byte) == expected);
+      }
+    }
+    co_await turns();
+    CHECK(coax::reactor::current().buffers_in_use() == before);
+  });
 }
 
 TEST_CASE("receiving from what cannot be received from fails, as often as it is tried") {
