@@ -5,6 +5,7 @@
 
 #include <csignal>
 #include <thread>
+#include <utility>
 #include <vector>
 
 // Turns of the reactor: who gets one, and how other threads get in.
@@ -171,6 +172,46 @@ TEST_CASE("each post wakes a reactor that sleeps") {
       CHECK(arrived == 1);
     }
   });
+}
+
+namespace {
+
+/// Has another thread post when a reactor that was woken is about to read its wake-up.
+class posting final : public coax::syscalls {
+ public:
+  int read(int fd, void* into, std::size_t size) noexcept override {
+    if (coax::ready_node* const node = std::exchange(late, nullptr))
+      std::thread([&] { to->post(*node); }).join();
+    return syscalls::read(fd, into, size);
+  }
+  coax::reactor* to = nullptr;
+  coax::ready_node* late = nullptr;
+};
+
+}  // namespace
+
+TEST_CASE("what is posted while a reactor wakes up is run") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    posting calls;
+    const auto reactor = reactor_of(b, calls);
+    run_clean(*reactor, [&]() -> coax::task<> {
+      std::size_t arrived = 0;
+      gate both;
+      counting_node nodes[2];
+      for (counting_node& node : nodes) {
+        node.count = &arrived;
+        node.all = 2;
+        node.last = &both;
+      }
+      calls.to = reactor.get();
+      calls.late = &nodes[1];
+      std::thread([&] { reactor->post(nodes[0]); }).join();
+      for (int i = 0; i < 1000 && arrived < 2; ++i) co_await coax::yield();
+      CHECK(calls.late == nullptr);
+      CHECK(arrived == 2);
+    });
+  }
 }
 
 TEST_CASE("wake ends a wait for which there is nothing else") {
