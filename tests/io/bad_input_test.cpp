@@ -1,3 +1,4 @@
+#include "../sim/conformance.hpp"
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
@@ -35,7 +36,7 @@ coax::task<> all_fail_with(int fd, std::errc error) {
 }  // namespace
 
 TEST_CASE("a descriptor that is not open is bad_file_descriptor at once") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     co_await all_fail_with(-1, std::errc::bad_file_descriptor);
     co_await all_fail_with(1'000'000'000, std::errc::bad_file_descriptor);
     fd_pair p = unix_pair();
@@ -52,7 +53,7 @@ TEST_CASE("a descriptor that is not open is bad_file_descriptor at once") {
 }
 
 TEST_CASE("an empty buffer gives 0 at once, even where nothing is ready") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = unix_pair();
     fill(p.ours.get());
     auto read = co_await coax::read(p.ours.get(), std::span<std::byte>());
@@ -87,7 +88,7 @@ TEST_CASE("receiving and sending on what is no socket is not_a_socket") {
 }
 
 TEST_CASE("a second reader is device_or_resource_busy at once, and the first gets its data") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = unix_pair();
     bool got = false;
     auto body = [&](coax::scope& s) -> coax::task<> {
@@ -117,7 +118,7 @@ TEST_CASE("a second reader is device_or_resource_busy at once, and the first get
 }
 
 TEST_CASE("a second writer is device_or_resource_busy at once, and the first goes on") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = unix_pair();
     const taken_over socket(std::move(p.ours));
     const std::size_t filled = fill(socket.get());
@@ -142,7 +143,7 @@ TEST_CASE("a second writer is device_or_resource_busy at once, and the first goe
 }
 
 TEST_CASE("a refused second waiter leaves the place to the next one") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = pipe_to_us();
     std::string log;
     const auto waits = [&](char name) -> coax::task<> {
@@ -169,15 +170,15 @@ TEST_CASE("a refused second waiter leaves the place to the next one") {
 }
 
 TEST_CASE("connect reports a refused connection") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     loopback_listener listener;
     const auto connects = [&](int fd) -> coax::task<std::error_code> {
       coax::operations::connect connecting(fd, listener.to(), sizeof(listener.address));
       auto connected = co_await connecting;
       co_return connected.error();
     };
-    const coax::unique_fd one(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-    const coax::unique_fd two(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    const coax::unique_fd one = tcp_socket(SOCK_NONBLOCK);
+    const coax::unique_fd two = tcp_socket(SOCK_NONBLOCK);
     auto first = co_await connects(one.get());
     CHECK_FALSE(first);
     listener.fd.reset();

@@ -1,3 +1,4 @@
+#include "../sim/conformance.hpp"
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
@@ -97,7 +98,7 @@ TEST_CASE("events of the old file do not end a wait on the new one") {
 }
 
 TEST_CASE("a reader and a writer of one borrowed descriptor are each woken") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (const bool reader_first : {true, false}) {
       fd_pair p = unix_pair();
       const std::size_t filled = fill(p.ours.get());
@@ -131,7 +132,7 @@ TEST_CASE("a reader and a writer of one borrowed descriptor are each woken") {
 }
 
 TEST_CASE("cancelling the reader of a borrowed descriptor leaves its writer waiting") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = unix_pair();
     const std::size_t filled = fill(p.ours.get());
     bool written = false;
@@ -154,7 +155,7 @@ TEST_CASE("cancelling the reader of a borrowed descriptor leaves its writer wait
 }
 
 TEST_CASE("a descriptor that was borrowed can be taken over") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (const bool event_came : {true, false}) {
       fd_pair p = tcp_pair();
       const int number = p.ours.get();
@@ -185,7 +186,7 @@ TEST_CASE("a descriptor that was borrowed can be taken over") {
 }
 
 TEST_CASE("a listener that was polled can be accepted from as a shared one") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     const loopback_listener listener;
     set_nonblocking(listener.fd.get());
     bool ended = false;
@@ -219,7 +220,7 @@ TEST_CASE("a listener that was polled can be accepted from as a shared one") {
 }
 
 TEST_CASE("what is taken over can be polled too, while its one reader waits for nothing") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = tcp_pair();
     const taken_over socket(std::move(p.ours), true);
     std::array<std::byte, 2> buffer;
@@ -241,7 +242,7 @@ TEST_CASE("what is taken over can be polled too, while its one reader waits for 
 }
 
 TEST_CASE("a stream's writer may start while a borrowed wait for reading goes on") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = unix_pair();
     short seen = 0;
     auto body = [&](coax::scope& s) -> coax::task<> {

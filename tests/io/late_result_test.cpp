@@ -1,3 +1,4 @@
+#include "../sim/conformance.hpp"
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
@@ -31,7 +32,7 @@ class without_stdin {
 
 TEST_CASE(
     "a connection that comes together with the cancellation is delivered, or stays in the backlog") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (int round = 0; round < 30; ++round) {
       const int delay = delays[static_cast<std::size_t>(round) % delays.size()];
       const bool cancels_first = round % 2 == 0;
@@ -83,7 +84,7 @@ TEST_CASE(
 }
 
 TEST_CASE("a byte that comes together with the cancellation is delivered, or stays where it was") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (int round = 0; round < 60; ++round) {
       const int delay = delays[static_cast<std::size_t>(round) % delays.size()];
       const bool borrowed = round % 2 == 0;
@@ -116,7 +117,7 @@ TEST_CASE("a byte that comes together with the cancellation is delivered, or sta
 
 TEST_CASE(
     "bytes that the socket takes together with the cancellation are counted, or were not sent") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (int round = 0; round < 30; ++round) {
       const int delay = delays[static_cast<std::size_t>(round) % delays.size()];
       fd_pair p = unix_pair();
@@ -140,12 +141,11 @@ TEST_CASE(
 
 TEST_CASE(
     "a connect that succeeds together with the cancellation leaves the socket to the caller") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (int round = 0; round < 30; ++round) {
       const int delay = delays[static_cast<std::size_t>(round) % delays.size()];
       const loopback_listener listener;
-      const coax::unique_fd client(
-          ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      const coax::unique_fd client = tcp_socket(SOCK_NONBLOCK);
       bool connected = false;
       const auto connects = [&]() -> coax::task<> {
         coax::operations::connect operation(client.get(), listener.to(), sizeof(listener.address));
@@ -161,17 +161,17 @@ TEST_CASE(
         put(client, "x");
         CHECK(drain(accepted.get()) == "x");
       }
-      CHECK(::fcntl(client.get(), F_GETFD) == FD_CLOEXEC);
+      CHECK(is_open(client.get()));
     }
   });
 }
 
 TEST_CASE("a connect that the other side does not answer can be cancelled") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     const loopback_listener listener(0);
     std::vector<coax::unique_fd> queued;
     const auto connects = [&]() -> coax::task<> {
-      queued.emplace_back(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      queued.push_back(tcp_socket(SOCK_NONBLOCK));
       coax::operations::connect operation(queued.back().get(), listener.to(),
                                           sizeof(listener.address));
       auto done = co_await operation;
@@ -191,7 +191,7 @@ TEST_CASE("a connect that the other side does not answer can be cancelled") {
 }
 
 TEST_CASE("an accepted connection that nobody takes is closed") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     const loopback_listener listener;
     const coax::unique_fd client = listener.client();
     {
@@ -199,6 +199,6 @@ TEST_CASE("an accepted connection that nobody takes is closed") {
       static_cast<void>(co_await operation);  // gives the connection to a result that is dropped
     }
     std::array<char, 1> some;
-    CHECK(::recv(client.get(), some.data(), some.size(), 0) == 0);
+    CHECK(here().recv(client.get(), some.data(), some.size(), 0) == 0);
   });
 }

@@ -1,3 +1,4 @@
+#include "../sim/conformance.hpp"
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
@@ -134,7 +135,7 @@ coax::task<> wait_once(Case& it, int& ended) {
 }  // namespace
 
 TEMPLATE_LIST_TEST_CASE("an operation that is ready completes", "", every_operation) {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     TestType it;
     it.make_ready();
     int ended = 0;
@@ -144,7 +145,7 @@ TEMPLATE_LIST_TEST_CASE("an operation that is ready completes", "", every_operat
 }
 
 TEMPLATE_LIST_TEST_CASE("an operation waits until it can complete", "", every_operation) {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     TestType it;
     int ended = 0;
     auto body = [&](coax::scope& s) -> coax::task<> {
@@ -161,7 +162,7 @@ TEMPLATE_LIST_TEST_CASE("an operation waits until it can complete", "", every_op
 TEMPLATE_LIST_TEST_CASE(
     "cancelling an operation that waits unwinds it, and leaves nothing in flight", "",
     every_operation) {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     TestType it;
     int ended = 0;
     const std::size_t in_flight = coax::reactor::current().in_flight();
@@ -182,7 +183,7 @@ TEMPLATE_LIST_TEST_CASE(
 
 TEMPLATE_LIST_TEST_CASE("cancelling an operation in the turn that began it unwinds it", "",
                         every_operation) {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     TestType it;
     int ended = 0;
     auto body = [&](coax::scope& s) -> coax::task<> {
@@ -200,7 +201,7 @@ TEMPLATE_LIST_TEST_CASE("cancelling an operation in the turn that began it unwin
 
 TEMPLATE_LIST_TEST_CASE("an operation under within times out, and the descriptor still works", "",
                         every_operation) {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     TestType it;
     for (const coax::timeout limit : {coax::timeout(0ns), coax::timeout(1ms)}) {
       auto late = co_await coax::within(limit, it.begin());
@@ -214,7 +215,7 @@ TEMPLATE_LIST_TEST_CASE("an operation under within times out, and the descriptor
 }
 
 TEMPLATE_LIST_TEST_CASE("what is ready beats a timeout of nothing", "", every_operation) {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     TestType it;
     it.make_ready();
     // io_uring is asked only when the turn is over, after the timer: trying again must find what was not taken.
@@ -230,7 +231,7 @@ TEMPLATE_LIST_TEST_CASE("what is ready beats a timeout of nothing", "", every_op
 
 TEMPLATE_LIST_TEST_CASE("the loser of a race between two operations is cancelled", "",
                         every_operation) {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     TestType loser;
     case_of_read winner;
     auto body = [&](coax::scope& s) -> coax::task<> {
@@ -253,7 +254,7 @@ TEMPLATE_LIST_TEST_CASE("the loser of a race between two operations is cancelled
 }
 
 TEST_CASE("two reads that are ready at once lose nothing in a race") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (int round = 0; round < 50; ++round) {
       case_of_read one;
       case_of_tcp_recv two;

@@ -1,3 +1,4 @@
+#include "../sim/conformance.hpp"
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
@@ -23,7 +24,7 @@ coax::unique_fd regular_file() {
 }  // namespace
 
 TEST_CASE("poll gives the events that are true, of those asked for") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = unix_pair();
     auto both = co_await coax::poll(p.ours.get(), POLLIN | POLLOUT);
     REQUIRE(both);
@@ -88,7 +89,7 @@ TEST_CASE("poll for urgent data and for the peer's half-close reports them") {
 
 TEST_CASE(
     "a poll for reading and one for writing may wait at a time, and one for both takes both places") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = unix_pair();
     const std::size_t filled = fill(p.ours.get());
     std::string log;
@@ -128,7 +129,7 @@ TEST_CASE(
 }
 
 TEST_CASE("poll of several reports all that are ready, and passes over negative descriptors") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     const fd_pair a = pipe_to_us();
     const fd_pair b = unix_pair();
     const fd_pair c = pipe_to_us();
@@ -150,7 +151,7 @@ TEST_CASE("poll of several reports all that are ready, and passes over negative 
 }
 
 TEST_CASE("poll of several waits on a descriptor that stands in it twice for all of its events") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (const bool reads : {true, false}) {
       fd_pair p = unix_pair();
       const std::size_t filled = fill(p.ours.get());
@@ -175,7 +176,7 @@ TEST_CASE("poll of several waits on a descriptor that stands in it twice for all
 }
 
 TEST_CASE("poll of several reports a closed descriptor as POLLNVAL at once") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = pipe_to_us();
     const int closed = p.theirs.get();
     p.theirs.reset();
@@ -211,7 +212,7 @@ TEST_CASE(
 }
 
 TEST_CASE("poll of nothing waits until it is cancelled") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     auto of_nothing = co_await coax::within(1ms, coax::poll(std::span<pollfd>()));
     CHECK(of_nothing.error() == std::errc::timed_out);
     std::array<pollfd, 2> ignored{{{-1, POLLIN, 0}, {-1, POLLOUT, 0}}};
@@ -238,7 +239,7 @@ TEST_CASE("poll of several sees a hang-up it was not asked for") {
 }
 
 TEST_CASE("poll for room to write is not ended by the peer's half-close, which nobody asked for") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = unix_pair();
     const std::size_t filled = fill(p.ours.get());
     short seen = 0;
@@ -249,7 +250,7 @@ TEST_CASE("poll for room to write is not ended by the peer's half-close, which n
         seen = *events;
       });
       co_await turns();
-      REQUIRE(::shutdown(p.theirs.get(), SHUT_WR) == 0);
+      REQUIRE(here().shutdown(p.theirs.get(), SHUT_WR) == 0);
       co_await turns(10);
       CHECK(seen == 0);
       CHECK(drain(p.theirs.get()).size() == filled);

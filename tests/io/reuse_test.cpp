@@ -1,3 +1,4 @@
+#include "../sim/conformance.hpp"
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
@@ -120,13 +121,13 @@ TEST_CASE("a stream that had nothing is not asked again before the kernel says t
 
 TEST_CASE(
     "closing a stream under its reader and its writer ends both with operation_canceled, and frees the number") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (const bool tcp : {false, true}) {
       fd_pair p = tcp ? tcp_pair() : unix_pair();
       taken_over socket(std::move(p.ours), tcp);
       const int number = socket.get();
       const int small = 4096;
-      ::setsockopt(number, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+      here().setsockopt(number, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
       while (fill(number) != 0) co_await coax::sleep_for(std::chrono::milliseconds(1));
       std::error_code read;
       std::error_code written;
@@ -142,19 +143,20 @@ TEST_CASE(
         });
         co_await turns();
         socket.close();
-        CHECK(::fcntl(number, F_GETFD) ==
-              (coax::reactor::current().backend() == "epoll" ? -1 : FD_CLOEXEC));
+        // The kernel may still be at work for those of a ring, which take their answers with them.
+        if (!is_simulated())
+          CHECK(is_open(number) == (coax::reactor::current().backend() == "io_uring"));
         auto late = co_await send_all(number, "y");
         CHECK(late.error() == std::errc::bad_file_descriptor);
       };
       co_await coax::with_scope(body);
       CHECK(read == std::errc::operation_canceled);
       CHECK(written == std::errc::operation_canceled);
-      CHECK(::fcntl(number, F_GETFD) == -1);
+      CHECK_FALSE(is_open(number));
       // The peer gets its end.
       drain(p.theirs.get());
       std::array<char, 1> some;
-      CHECK(::recv(p.theirs.get(), some.data(), some.size(), 0) <= 0);
+      CHECK(here().recv(p.theirs.get(), some.data(), some.size(), 0) <= 0);
     }
   });
 }

@@ -1,3 +1,4 @@
+#include "../sim/conformance.hpp"
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
@@ -14,7 +15,7 @@
 using namespace std::chrono_literals;
 
 TEST_CASE("a sleep is never shorter than it was asked to be") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (const coax::clock::duration d :
          {coax::clock::duration(1), coax::clock::duration(50us), coax::clock::duration(1ms),
           coax::clock::duration(2500us)}) {
@@ -38,7 +39,7 @@ TEST_CASE("the rough time is not before the time, and a little after it at most"
 }
 
 TEST_CASE("sleeps that end at the same time wake in the order in which they began") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     std::string log;
     const auto deadline = coax::now() + 1ms;
     const auto sleeps = [&](coax::clock::time_point until, char name) -> coax::task<> {
@@ -56,7 +57,7 @@ TEST_CASE("sleeps that end at the same time wake in the order in which they bega
 }
 
 TEST_CASE("a sleep of nothing, and one into the past, end at once but let others run") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     for (const auto until :
          {coax::now(), coax::now() - 1h, coax::clock::time_point(), coax::clock::time_point::min(),
           coax::clock::time_point::min() + 1ns}) {
@@ -77,7 +78,7 @@ TEST_CASE("a sleep of nothing, and one into the past, end at once but let others
 }
 
 TEST_CASE("a deadline beyond the end of time waits, and keeps nobody else") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     auto body = [&](coax::scope& s) -> coax::task<> {
       s.spawn([]() -> coax::task<> { co_await coax::sleep_until(coax::clock::time_point::max()); });
       s.spawn(

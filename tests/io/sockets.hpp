@@ -1,6 +1,9 @@
 #pragma once
 
 /// What the tests of io/ wait on: pipes and connected sockets, and how to fill, drain and end them.
+///
+/// Where a simulation runs, all of that is part of it: a TCP connection stands for pipes and for Unix
+/// sockets.
 
 #include "../catch.hpp"
 
@@ -32,14 +35,56 @@
 #include <system_error>
 #include <utility>
 
+inline bool is_simulated() { return coax::syscalls::current().first_descriptor() > 0; }
+/// The kernel below the test, with none of the faults the reactor may see.
+inline coax::syscalls& here() {
+  return is_simulated() ? coax::syscalls::current() : coax::syscalls::kernel();
+}
+inline bool is_open(int fd) { return here().is_open(fd) == 0; }
+
 /// Two descriptors that are connected: `ours` is waited on, `theirs` is the peer's.
 struct fd_pair {
   coax::unique_fd ours;
   coax::unique_fd theirs;
 };
 
+inline coax::unique_fd tcp_socket(int flags = 0) {
+  return coax::unique_fd(here().socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | flags, 0));
+}
+
+/// A socket that listens on a port of the kernel's choice on 127.0.0.1.
+struct loopback_listener {
+  explicit loopback_listener(int backlog = 16) : fd(tcp_socket()) {
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    REQUIRE(here().bind(fd.get(), to(), sizeof(address)) == 0);
+    REQUIRE(here().listen(fd.get(), backlog) == 0);
+    socklen_t size = sizeof(address);
+    REQUIRE(here().getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
+  }
+  const sockaddr* to() const { return reinterpret_cast<const sockaddr*>(&address); }
+
+  /// Connects a client; the kernel takes it into the backlog at once.
+  coax::unique_fd client() const {
+    coax::unique_fd made = tcp_socket();
+    const int answer = here().connect(made.get(), to(), sizeof(address));
+    REQUIRE(answer == (is_simulated() ? -EINPROGRESS : 0));
+    return made;
+  }
+  coax::unique_fd take() const { return coax::unique_fd(here().accept(fd.get(), SOCK_CLOEXEC)); }
+
+  coax::unique_fd fd;
+  sockaddr_in address{};
+};
+
+inline fd_pair tcp_pair() {
+  const loopback_listener listener;
+  coax::unique_fd theirs = listener.client();
+  return {listener.take(), std::move(theirs)};
+}
 /// `ours` is the end to read from. Both are in blocking mode, as most pipes a program is given.
 inline fd_pair pipe_to_us() {
+  if (is_simulated()) return tcp_pair();
   int ends[2];
   REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
   return {coax::unique_fd(ends[0]), coax::unique_fd(ends[1])};
@@ -51,45 +96,14 @@ inline fd_pair pipe_from_us() {
   return p;
 }
 inline fd_pair unix_pair() {
+  if (is_simulated()) return tcp_pair();
   int ends[2];
   REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
   return {coax::unique_fd(ends[0]), coax::unique_fd(ends[1])};
 }
 
-/// A socket that listens on a port of the kernel's choice on 127.0.0.1.
-struct loopback_listener {
-  explicit loopback_listener(int backlog = 16)
-      : fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    REQUIRE(::bind(fd.get(), to(), sizeof(address)) == 0);
-    REQUIRE(::listen(fd.get(), backlog) == 0);
-    socklen_t size = sizeof(address);
-    REQUIRE(::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0);
-  }
-  const sockaddr* to() const { return reinterpret_cast<const sockaddr*>(&address); }
-
-  /// Connects a client; the kernel takes it into the backlog at once.
-  coax::unique_fd client() const {
-    coax::unique_fd made(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    REQUIRE(::connect(made.get(), to(), sizeof(address)) == 0);
-    return made;
-  }
-  coax::unique_fd take() const {
-    return coax::unique_fd(::accept4(fd.get(), nullptr, nullptr, SOCK_CLOEXEC));
-  }
-
-  coax::unique_fd fd;
-  sockaddr_in address{};
-};
-
-inline fd_pair tcp_pair() {
-  const loopback_listener listener;
-  coax::unique_fd theirs = listener.client();
-  return {listener.take(), std::move(theirs)};
-}
-
 inline void set_nonblocking(int fd) {
+  if (is_simulated()) return;  // as all are there
   REQUIRE(::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK) == 0);
 }
 
@@ -121,7 +135,11 @@ inline std::string_view text_of(std::span<const std::byte> bytes) {
 
 /// Writes to the peer's end, at once.
 inline void put(const coax::unique_fd& fd, std::string_view text) {
-  REQUIRE(::write(fd.get(), text.data(), text.size()) == static_cast<ssize_t>(text.size()));
+  while (!text.empty()) {
+    const int n = here().write(fd.get(), text.data(), text.size());
+    REQUIRE(n > 0);
+    text.remove_prefix(static_cast<std::size_t>(n));
+  }
 }
 
 /// Writes until nothing fits any more. Result: how many bytes fitted.
@@ -131,7 +149,7 @@ inline std::size_t fill(int fd) {
   ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
   std::size_t total = 0;
   for (const std::size_t size : {block.size(), std::size_t{1}})
-    for (ssize_t n = 0; (n = ::write(fd, block.data(), size)) > 0;)
+    for (int n = 0; (n = here().write(fd, block.data(), size)) > 0;)
       total += static_cast<std::size_t>(n);
   ::fcntl(fd, F_SETFL, flags);
   return total;
@@ -143,7 +161,7 @@ inline std::string drain(int fd) {
   ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
   std::string all;
   std::array<char, 65536> some;
-  for (ssize_t n = 0; (n = ::read(fd, some.data(), some.size())) > 0;)
+  for (int n = 0; (n = here().read(fd, some.data(), some.size())) > 0;)
     all.append(some.data(), static_cast<std::size_t>(n));
   ::fcntl(fd, F_SETFL, flags);
   return all;
