@@ -11,6 +11,7 @@
 #include <netdb.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
@@ -74,6 +75,24 @@ listener listens(const char* address, std::uint16_t port = 0) {
   return listener::bind(endpoint::ip(address, port).value()).value();
 }
 
+/// What getaddrinfo(3) says of `host`: 0 when it has an address. A machine without /etc/hosts may not even know itself.
+int asked_directly(const char* host, std::vector<std::string>& addresses) {
+  addrinfo wanted{};
+  wanted.ai_socktype = SOCK_STREAM;
+  addrinfo* all = nullptr;
+  const int answer = ::getaddrinfo(host, nullptr, &wanted, &all);
+  if (answer != 0) return answer;
+  for (const addrinfo* each = all; each != nullptr; each = each->ai_next) {
+    std::array<char, NI_MAXHOST> text{};
+    REQUIRE(::getnameinfo(each->ai_addr, each->ai_addrlen, text.data(), text.size(), nullptr, 0,
+                          NI_NUMERICHOST) == 0);
+    if (std::count(addresses.begin(), addresses.end(), text.data()) == 0)
+      addresses.emplace_back(text.data());
+  }
+  ::freeaddrinfo(all);
+  return 0;
+}
+
 task<> accepts_one(listener& from) {
   auto conn = co_await from.accept();
   static_cast<void>(conn);
@@ -82,12 +101,18 @@ task<> accepts_one(listener& from) {
 }  // namespace
 
 TEST_CASE("resolve gives the addresses of a name, each once, with the port") {
-  on_each_backend([]() -> task<> {
+  std::vector<std::string> addresses;
+  const int answer = asked_directly("localhost", addresses);
+  on_each_backend([&]() -> task<> {
     auto found = co_await coax::resolve("localhost", 9000);
+    if (answer != 0) {
+      CHECK(found.error() == coax::resolve_error(answer));
+      co_return;
+    }
     REQUIRE(found);
-    const std::vector<std::string> all = texts(*found);
-    CHECK(std::count(all.begin(), all.end(), "127.0.0.1:9000") == 1);
-    for (const endpoint& each : *found) CHECK(each.port() == 9000);
+    CHECK(found->size() == addresses.size());
+    for (const std::string& each : addresses)
+      CHECK(std::count(found->begin(), found->end(), endpoint::ip(each, 9000).value()) == 1);
   });
 }
 
@@ -145,7 +170,7 @@ TEST_CASE("a system with names of its own answers at once") {
 TEST_CASE("resolve under within, in a race and cancelled leaves nothing behind") {
   on_each_backend([]() -> task<> {
     auto in_time = co_await coax::within(1h, coax::resolve("localhost", 80));
-    CHECK(in_time);
+    CHECK((in_time || in_time.error() != std::errc::timed_out));
     auto at_once = co_await coax::within(0ms, coax::resolve("localhost", 80));
     CHECK((at_once || at_once.error() == std::errc::timed_out));
     auto raced = co_await coax::race(coax::resolve("localhost", 80), coax::yield());
@@ -167,7 +192,12 @@ TEST_CASE("connect takes a name and a port") {
   on_each_backend_and_simulation([]() -> task<> {
     auto from = listens("127.0.0.1");
     const std::uint16_t port = from.local_endpoint().value().port();
-    for (const char* const host : {"localhost", "127.0.0.1"}) {
+    std::vector<std::string> hosts{"127.0.0.1"};
+    std::vector<std::string> addresses;
+    if (coax::reactor::current().backend() == "simulation" ||
+        asked_directly("localhost", addresses) == 0)
+      hosts.push_back("localhost");
+    for (const std::string& host : hosts) {
       auto client = co_await coax::within(10s, coax::connect(host, port));
       REQUIRE(client);
       auto served = co_await from.accept();
