@@ -165,6 +165,25 @@ TEST_CASE("the end stays the end") {
   });
 }
 
+TEST_CASE("when a write has heard of a reset, a read does not take it for the end") {
+  on_each_backend([]() -> task<> {
+    raw_pair both = raw_connected(transport::tcp);
+    stream near = adopted(std::move(both.near));
+    reset_connection(std::move(both.far));
+    auto sent = co_await near.write("is anybody there?");
+    CHECK(sent.error() == std::errc::connection_reset);
+    std::array<std::byte, 16> buf;
+    for (int i = 0; i < 2; ++i) {
+      auto got = co_await near.read(buf);
+      CHECK(got.error() == std::errc::connection_reset);
+      auto lease = co_await near.receive();
+      CHECK(lease.error() == std::errc::connection_reset);
+    }
+    auto nothing = co_await near.read({});
+    CHECK(nothing);
+  });
+}
+
 TEST_CASE("read_exactly fails with end_of_stream when the stream ends before it is full") {
   on_each_pair([](stream& near, stream& far) -> task<> {
     auto sent = co_await far.write("abc");

@@ -36,6 +36,7 @@ struct descriptor {
   bool multishot : 1 = false;          // io_uring: a multishot receive is in the ring
   bool multishot_stops : 1 = false;    // it was asked to end
   bool multishot_refused : 1 = false;  // this kind of socket cannot have one
+  std::uint8_t lost : 7 = 0;           // the errno by which the connection was lost
 
   bool idle() const noexcept { return reader == nullptr && writer == nullptr && !multishot; }
 

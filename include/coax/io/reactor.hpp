@@ -344,11 +344,16 @@ class reactor : public loop {
 
   /// Passes an answer of the kernel to `op`. True when that ended it; false to do it again.
   static bool take(operation& op, int answer) noexcept {
+    if (answer <= 0) answer = told_again(op, answer);
     if (!op.at_->closing) return op.take(answer);
     // To read nothing may be the work of the shutdown.
     const bool is_result = answer > 0 || (answer == 0 && op.zero_is_a_result());
     return op.take(is_result ? answer : -ECANCELED) || op.take(-ECANCELED);
   }
+
+  /// The kernel says only once by which error a connection was lost, and then shows an end. Who
+  /// reads must not take that for the peer's, although it was a write that was told.
+  static int end_of(const descriptor& d) noexcept { return -d.lost; }
 
   /// `op` has taken its last answer.
   void ended(operation& op) noexcept {
@@ -391,6 +396,23 @@ class reactor : public loop {
 
  private:
   friend class operation;
+
+  static int told_again(const operation& op, int answer) noexcept {
+    if (op.watched_as() != watching::stream) return answer;
+    descriptor& d = *op.at_;
+    switch (-answer) {
+      case 0:
+        return end_of(d);
+      case ECONNRESET:
+      case ETIMEDOUT:
+      case EHOSTUNREACH:
+      case ENETUNREACH:
+        d.lost = static_cast<std::uint8_t>(-answer) & 0x7f;
+        return answer;
+      default:
+        return answer;
+    }
+  }
 
   void release(operation& op) noexcept {
     --in_flight_;

@@ -302,7 +302,7 @@ class uring_reactor final : public reactor {
         d.multishot_refused = true;
         break;
       default:
-        d.received.end(answer);
+        d.received.end(answer == 0 ? end_of(d) : answer);
     }
   }
 

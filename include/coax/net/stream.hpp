@@ -64,7 +64,8 @@ class stream {
   /// Reads what has arrived, at least a byte, at most `into.size()`.
   ///
   /// Result    bytes stored; 0 only for an empty span.
-  /// Errors    coax::errc::end_of_stream when the peer has ended its side; else as recv(2).
+  /// Errors    coax::errc::end_of_stream when the peer has ended its side; else as recv(2). By which
+  ///           error a connection was lost, every later read says, also when a write was told first.
   /// Lifetime  borrows `into` until completion.
   [[nodiscard]] described::recv read(std::span<std::byte> into) noexcept {
     return {fd_, into, operations::recv::until::some};
