@@ -10,10 +10,13 @@
 
 #include <poll.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <iterator>
 #include <list>
 #include <optional>
 #include <string_view>
@@ -131,6 +134,9 @@ class readiness_host final : public host_reactor<readiness_reactor> {
 
 /// As over io_uring: the kernel makes the call, when nobody looks, and its result waits to be
 /// reaped. So an operation can have succeeded although it was asked to stop, and does not know yet.
+///
+/// Results are reaped in the order in which they came about: what one call has taken from a socket,
+/// an error as well as bytes, another cannot be seen to miss before that.
 class ring_host final : public host_reactor<reactor> {
  public:
   ring_host(host_services& services, kernel& calls, engine& e)
@@ -144,9 +150,11 @@ class ring_host final : public host_reactor<reactor> {
     operation* op;
     bool begun = false;
     bool cancelled = false;  // asked to give up, after it was submitted
-    bool completed = false;
-    bool postponed = false;  // reaped a turn later than it could have been
-    int answer = 0;
+  };
+  struct completed {
+    operation* op;
+    int answer;
+    bool postponed = false;  // it, and what came after it, was left for another turn
   };
 
   bool submit(operation& op) noexcept override {
@@ -171,66 +179,62 @@ class ring_host final : public host_reactor<reactor> {
 
   void poll(std::optional<clock::time_point>) noexcept override {
     while (!submitted_.empty()) in_kernel_.push_back({static_cast<operation*>(submitted_.pop())});
-    for (entry& e : in_kernel_)
-      if (!std::exchange(e.begun, true)) attempt_and_watch(e);
+    attempt_each([](entry& e) { return !std::exchange(e.begun, true); });
     // A cancellation races with what the operation waits for.
     if (cancels() && engine_.decide.choose(2) != 0) cancel_pending();
     for (const kernel::event& event : kernel_.take_events())
-      for (entry& e : in_kernel_)
-        if (e.op->fd() == event.fd && !e.completed) attempt_and_watch(e);
+      attempt_each([&](const entry& e) { return e.op->fd() == event.fd; });
     cancel_pending();
     reap();
   }
 
   bool asks_kernel() const noexcept override {
-    if (!submitted_.empty()) return true;
-    for (const entry& e : in_kernel_)
-      if (!e.begun || e.cancelled || e.completed) return true;
-    return false;
+    if (!submitted_.empty() || !completed_.empty()) return true;
+    return std::any_of(in_kernel_.begin(), in_kernel_.end(),
+                       [](const entry& e) { return !e.begun || e.cancelled; });
   }
 
   bool cancels() const noexcept {
-    for (const entry& e : in_kernel_)
-      if (e.cancelled && !e.completed) return true;
-    return false;
+    return std::any_of(in_kernel_.begin(), in_kernel_.end(),
+                       [](const entry& e) { return e.cancelled; });
   }
   void cancel_pending() noexcept {
-    for (entry& e : in_kernel_)
-      if (e.cancelled && !e.completed) complete(e, -ECANCELED);
+    in_kernel_.remove_if([this](const entry& e) {
+      if (e.cancelled) completed_.push_back({e.op, -ECANCELED});
+      return e.cancelled;
+    });
   }
 
-  void attempt(entry& e) noexcept {
-    const int answer = e.op->perform(system());
-    if (answer != -EAGAIN) complete(e, answer);
+  /// Makes the call of each that `is_due`; one that has to wait is watched.
+  template <class IsDue>
+  void attempt_each(IsDue&& is_due) noexcept {
+    for (auto at = in_kernel_.begin(); at != in_kernel_.end();) {
+      int answer = -EAGAIN;
+      if (is_due(*at)) {
+        answer = at->op->perform(system());
+        if (answer == -EAGAIN)
+          if (const int failed = watch(at->op->fd()); failed < 0) answer = failed;
+      }
+      if (answer != -EAGAIN) completed_.push_back({at->op, answer});
+      at = answer != -EAGAIN ? in_kernel_.erase(at) : std::next(at);
+    }
   }
-  static void complete(entry& e, int answer) noexcept {
-    e.completed = true;
-    e.answer = answer;
-  }
-  void attempt_and_watch(entry& e) noexcept {
-    attempt(e);
-    if (e.completed) return;
+  int watch(int fd) noexcept {
     unsigned wanted = 0;
     for (const entry& each : in_kernel_)
-      if (each.op->fd() == e.op->fd() && !each.completed)
-        wanted |= static_cast<std::uint16_t>(each.op->waits_for());
-    if (const int answer = kernel_.watch(e.op->fd(), wanted, true, false); answer < 0)
-      complete(e, answer);
+      if (each.op->fd() == fd) wanted |= static_cast<std::uint16_t>(each.op->waits_for());
+    return kernel_.watch(fd, wanted, true, false);
   }
 
   void reap() noexcept {
-    for (auto at = in_kernel_.begin(); at != in_kernel_.end();) {
-      if (!at->completed) {
-        ++at;
-        continue;
+    while (!completed_.empty()) {
+      completed& first = completed_.front();
+      if (!first.postponed && engine_.decide.choose(2) != 0) {
+        first.postponed = true;
+        return;
       }
-      if (!at->postponed && engine_.decide.choose(2) != 0) {
-        at->postponed = true;
-        ++at;
-        continue;
-      }
-      const entry done = *at;
-      at = in_kernel_.erase(at);
+      const completed done = first;
+      completed_.pop_front();
       reaped(*done.op, done.answer);
     }
   }
@@ -247,6 +251,7 @@ class ring_host final : public host_reactor<reactor> {
   engine& engine_;
   ready_queue submitted_;
   std::list<entry> in_kernel_;
+  std::deque<completed> completed_;
 };
 
 }  // namespace coax::inline COAX_ABI::sim
