@@ -3,6 +3,8 @@
 /// The server the simulation runs: an acceptor, workers that echo, and counts of what became of
 /// each connection.
 
+#include "bad_days.hpp"
+
 #include <coax/net/connect.hpp>
 #include <coax/net/listener.hpp>
 #include <coax/net/stream.hpp>
@@ -85,18 +87,13 @@ inline coax::task<> accept_routine(coax::listener& from, idle_workers& g_readwri
 
 inline coax::task<> serve(counts& seen, int workers) {
   seen = {};
-  auto from = coax::listener::bind("0.0.0.0:9000");
-  // A host may be short of descriptors or memory for a moment, from its first call on.
-  while (!from) {
-    co_await coax::sleep_for(10ms);
-    from = coax::listener::bind("0.0.0.0:9000");
-  }
+  auto from = co_await listen_at_last();
   idle_workers g_readwrite;
   co_await coax::with_scope([&](coax::scope& s) -> coax::task<> {
     for (int i = 0; i < workers; ++i)
       s.spawn(readwrite_routine, std::ref(g_readwrite), std::ref(seen));
-    co_await coax::race(accept_routine(*from, g_readwrite, seen), coax::signals({SIGTERM}));
-    from->close();
+    co_await coax::race(accept_routine(from, g_readwrite, seen), coax::signals({SIGTERM}));
+    from.close();
     g_readwrite.close();
     co_await s.join_within(10s);
   });

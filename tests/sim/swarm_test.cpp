@@ -1,4 +1,5 @@
 #include "../catch.hpp"
+#include "bad_days.hpp"
 #include "echo_server.hpp"
 
 #include <coax/task/frames.hpp>
@@ -8,12 +9,9 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <functional>
-#include <memory>
 #include <span>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -30,13 +28,9 @@ using namespace std::chrono_literals;
 using coax::stream;
 using coax::task;
 using simulated::counts;
+using simulated::pattern_at;
 
 constexpr int workers = 4;
-
-std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr || *text == '\0' ? otherwise : std::strtoull(text, nullptr, 10);
-}
 
 /// What the clients have seen.
 struct outcomes {
@@ -44,12 +38,6 @@ struct outcomes {
   int cut = 0;
   bool wrong = false;
 };
-
-std::byte pattern_at(std::uint32_t seed, std::size_t at) {
-  std::uint64_t x = (std::uint64_t{seed} << 32) + at;
-  x = (x ^ (x >> 15)) * 0x9e3779b97f4a7c15U;
-  return static_cast<std::byte>(x >> 56);
-}
 
 task<> send_pattern(stream& to, std::uint32_t seed, std::size_t size) {
   std::vector<std::byte> chunk;
@@ -101,33 +89,6 @@ task<> client(std::uint32_t seed, outcomes& seen) {
   }
 }
 
-/// What a test does to the hosts meanwhile.
-void disturb(sim::world& w, sim::generator& random, std::vector<sim::host*>& hosts) {
-  sim::host& one = *hosts[random() % hosts.size()];
-  sim::host& other = *hosts[random() % hosts.size()];
-  switch (random() % 8) {
-    case 0:
-      return w.partition(one, other);
-    case 1:
-      return w.partition_one_way(one, other);
-    case 2:
-    case 3:
-      return w.heal();
-    case 4:
-      if (one.is_running()) one.crash();
-      return;
-    case 5:
-      for (sim::host* each : hosts)
-        if (!each->is_running()) each->restart();
-      return;
-    case 6:
-      return one.pause();
-    default:
-      for (sim::host* each : hosts) each->resume();
-      return;
-  }
-}
-
 void bad_day(std::uint64_t seed, bool print) {
   const auto frames = coax::detail::frames::live();
   sim::generator random(seed);
@@ -150,19 +111,7 @@ void bad_day(std::uint64_t seed, bool print) {
     });
     w.invariant("every byte comes back once and in order", [&] { return !heard.wrong; });
 
-    const bool disturbs = random() % 2 == 0;
-    for (int i = 0; i < 30; ++i) {
-      w.run_for(std::chrono::milliseconds(random() % 2000));
-      if (disturbs) disturb(w, random, hosts);
-    }
-
-    // A good day from now on.
-    w.stop_faults();
-    w.heal();
-    for (sim::host* each : hosts) {
-      each->resume();
-      if (!each->is_running()) each->restart();
-    }
+    simulated::live_through(w, random, hosts);
     w.run_for(30min);
     outcomes last;
     auto& after =
@@ -177,11 +126,7 @@ void bad_day(std::uint64_t seed, bool print) {
     draining = true;
     server.signal(SIGTERM);
     w.run_until_quiet(1h);
-    for (sim::host* each : hosts) {
-      REQUIRE(!each->is_running());
-      REQUIRE(each->open_fds() == 0);
-      REQUIRE(each->connections() == 0);
-    }
+    simulated::require_nothing_left(hosts);
     REQUIRE(seen.workers == 0);
   }
   REQUIRE(coax::detail::frames::live() == frames);
@@ -189,12 +134,4 @@ void bad_day(std::uint64_t seed, bool print) {
 
 }  // namespace
 
-TEST_CASE("the echo server survives bad days of all kinds") {
-  const std::uint64_t first = from_environment("COAX_SIM_SEED", 1);
-  const std::uint64_t count = from_environment("COAX_SIM_SEEDS", 60);
-  ::unsetenv("COAX_SIM_SEED");  // or every world would have that one
-  for (std::uint64_t seed = first; seed < first + count; ++seed) {
-    INFO("seed " << seed << ": COAX_SIM_SEEDS=1 COAX_SIM_SEED=" << seed << " runs it again");
-    bad_day(seed, count == 1);
-  }
-}
+TEST_CASE("the echo server survives bad days of all kinds") { simulated::on_bad_days(bad_day); }
