@@ -15,7 +15,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 #include <span>
 #include <system_error>
 #include <tuple>
@@ -26,7 +25,8 @@ using namespace std::chrono_literals;
 /// Says what closing does: a peer must not take the part of a transfer that it has for the whole.
 void reset_on_close(const coax::stream& conn, bool reset) {
   const linger how{reset, 0};
-  ::setsockopt(conn.native_handle(), SOL_SOCKET, SO_LINGER, &how, sizeof(how));
+  auto& calls = coax::syscalls::current();  // of the reactor: in a simulation, not the kernel's
+  calls.setsockopt(conn.native_handle(), SOL_SOCKET, SO_LINGER, &how, sizeof(how));
 }
 
 coax::task<> pass_on(coax::stream& from, coax::stream& to, coax::clock::time_point& active) {
@@ -93,6 +93,7 @@ int main(int argc, char** argv) try {
   std::printf("proxy: listening on %s\n", listener.local_endpoint().value().to_string().c_str());
   std::fflush(stdout);
   coax::run(serve, listener, target, idle, most);
+  return 0;
 } catch (const std::exception& e) {
   std::fprintf(stderr, "proxy: %s\n", e.what());
   return 1;
