@@ -48,26 +48,36 @@ coax::task<> listen(coax::stream& conn, member& me) {
   }
 }
 
-coax::task<> talk(coax::stream& conn, room& r, const std::string& name) {
+/// From now on nobody waits for room in what he has not read; what is in it is still delivered.
+void leave(room& r, const std::shared_ptr<member>& me) {
+  r.members.erase(me);
+  me->unread.close();
+}
+
+coax::task<> talk(coax::stream& conn, room& r, std::shared_ptr<member> me,
+                  const std::string& name) {
+  // Shielded: what one has heard, all hear, also when he goes meanwhile.
+  co_await coax::shield(tell(r, "* " + name + " is here\n"));
   std::string text;
   std::array<std::byte, 1024> buf;
   while (auto n = co_await conn.read(buf)) {
     text.append(reinterpret_cast<const char*>(buf.data()), *n);
     for (auto end = text.find('\n'); end != text.npos; end = text.find('\n')) {
-      co_await tell(r, name + ": " + text.substr(0, end + 1));
+      co_await coax::shield(tell(r, name + ": " + text.substr(0, end + 1)));
       text.erase(0, end + 1);
     }
     if (text.size() > buf.size()) break;  // nobody writes lines as long as that
   }
+  leave(r, me);
+  co_await coax::sleep_for(3s);  // for him to hear what was said until now
 }
 
 coax::task<> visit(coax::stream conn, room& r, std::string name, coax::semaphore::permit) {
   const auto me = *r.members.insert(std::make_shared<member>()).first;
-  co_await tell(r, "* " + name + " is here\n");
-  co_await coax::race(listen(conn, *me), talk(conn, r, name), me->behind.wait());
-  r.members.erase(me);
-  me->unread.close();  // nobody waits for room in it any more
+  co_await coax::race(listen(conn, *me), talk(conn, r, me, name), me->behind.wait());
+  leave(r, me);
   co_await tell(r, "* " + name + (me->behind.is_set() ? " does not keep up\n" : " has left\n"));
+  if (!me->behind.is_set()) static_cast<void>(co_await conn.close());
 }
 
 coax::task<> serve(coax::listener listener) {
@@ -93,6 +103,7 @@ int main(int argc, char** argv) try {
   std::printf("chat: listening on %s\n", listener.local_endpoint().value().to_string().c_str());
   std::fflush(stdout);
   coax::run(serve, std::move(listener));
+  return 0;
 } catch (const std::system_error& e) {
   std::fprintf(stderr, "chat: %s\n", e.code().message().c_str());
   return 1;
