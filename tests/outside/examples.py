@@ -244,6 +244,7 @@ for signum in SIGNALS:
         for member in members:
             member.hears("* the room closes\n")
             check(member.line() == "", "hears more")
+            member.leaves()
         room.ends(within=2)
 
 

@@ -89,7 +89,7 @@ class hearing {
     if (at == others_.end()) return false;
     other& who = at->second;
     if (!who.tag) who.tag = tag;
-    if (who.tag != tag || (name == me_) != (tag == tag_)) return false;
+    if (who.tag != tag || (name == me_ && tag != tag_)) return false;
     if (!who.is_here || who.next++ != number) return false;
     ++lines;
     if (name == me_) ++own;
