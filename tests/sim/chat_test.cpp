@@ -172,7 +172,7 @@ task<> guest(std::uint32_t seed, outcomes& seen) {
       if (stays)
         co_await hear(*conn, all, seen, how.reads_slowly);
       else
-        co_await coax::within(3s, hear(*conn, all, seen, how.reads_slowly));
+        static_cast<void>(co_await coax::within(3s, hear(*conn, all, seen, how.reads_slowly)));
       s.cancel();
     });
   }
@@ -364,7 +364,7 @@ TEST_CASE("a line of somebody who is gone meanwhile reaches everybody or nobody"
     manners how;
     how.lines = 300;
     how.between = 5ms;
-    co_await coax::within(900ms, say(*conn, 3, how));
+    static_cast<void>(co_await coax::within(900ms, say(*conn, 3, how)));
   });  // which is closed with what it has not read: a reset
   w.run_for(10s);
   CHECK(!at_once.wrong);
