@@ -6,16 +6,8 @@
 
 #include <coax/coax.hpp>
 
-#include <array>
-#include <chrono>
-#include <csignal>
 #include <cstdio>
-#include <functional>
-#include <memory>
 #include <set>
-#include <string>
-#include <utility>
-#include <vector>
 
 using namespace std::chrono_literals;
 
@@ -24,16 +16,12 @@ struct member {
   coax::event behind;
 };
 
-struct room {
-  std::set<std::shared_ptr<member>> members;
-  coax::semaphore places{1000};
-};
+using room = std::set<std::shared_ptr<member>>;
 
 coax::task<> tell(room& r, std::string text) {
   const auto line = std::make_shared<const std::string>(std::move(text));
-  std::vector<std::shared_ptr<member>> full;
-  for (const auto& m : r.members)
-    if (!m->unread.try_send(line)) full.push_back(m);
+  room full = r;
+  std::erase_if(full, [&](const auto& m) { return m->unread.try_send(line); });
   const auto deadline = coax::now() + 1s;
   for (const auto& m : full) {
     auto sent = co_await coax::within(deadline - coax::now(), m->unread.send(line));
@@ -50,7 +38,7 @@ coax::task<> listen(coax::stream& conn, member& me) {
 
 /// From now on nobody waits for room in what he has not read; what is in it is still delivered.
 void leave(room& r, const std::shared_ptr<member>& me) {
-  r.members.erase(me);
+  r.erase(me);
   me->unread.close();
 }
 
@@ -73,7 +61,7 @@ coax::task<> talk(coax::stream& conn, room& r, std::shared_ptr<member> me,
 }
 
 coax::task<> visit(coax::stream conn, room& r, std::string name, coax::semaphore::permit) {
-  const auto me = *r.members.insert(std::make_shared<member>()).first;
+  const auto me = *r.insert(std::make_shared<member>()).first;
   co_await coax::race(listen(conn, *me), talk(conn, r, me, name), me->behind.wait());
   leave(r, me);
   co_await tell(r, "* " + name + (me->behind.is_set() ? " does not keep up\n" : " has left\n"));
@@ -82,10 +70,11 @@ coax::task<> visit(coax::stream conn, room& r, std::string name, coax::semaphore
 
 coax::task<> serve(coax::listener listener) {
   room r;
+  coax::semaphore places(1000);
   co_await coax::with_scope([&](coax::scope& s) -> coax::task<> {
     auto accept_all = [&]() -> coax::task<> {
       for (int i = 1;; ++i) {
-        auto place = co_await r.places.acquire();  // without one, they wait in the backlog
+        auto place = co_await places.acquire();  // without one, they wait in the backlog
         auto conn = co_await listener.accept();
         s.spawn(visit, std::move(conn).value(), std::ref(r), std::to_string(i), std::move(place));
       }
@@ -93,7 +82,7 @@ coax::task<> serve(coax::listener listener) {
     co_await coax::race(accept_all(), coax::signals({SIGINT, SIGTERM}));
     listener.close();
     co_await tell(r, "* the room closes\n");
-    for (const auto& m : r.members) m->unread.close();  // what is in it is still delivered
+    for (const auto& m : r) m->unread.close();  // what is in it is still delivered
     co_await s.join_within(3s);
   });
 }

@@ -17,7 +17,6 @@
 #include <cstdlib>
 #include <span>
 #include <system_error>
-#include <tuple>
 #include <utility>
 
 using namespace std::chrono_literals;
