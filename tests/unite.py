@@ -2,7 +2,7 @@
 """Writes one C++ source out of several: unite.py OUTPUT SOURCE...
 
 Compiling a test is mostly compiling the headers it includes, and these are the same for all. Each source keeps its
-names to itself, in a namespace of its own, and its line numbers.
+names to itself, in a namespace of its own, and its line numbers; so does a source that it includes.
 """
 
 import pathlib
@@ -11,10 +11,16 @@ import sys
 
 
 def parts(source: pathlib.Path) -> tuple[list[str], int]:
-    """The lines of a source, and how many of them belong to its beginning, which ends with the last #include."""
+    """The lines of a source, and how many of them belong to its beginning, which ends with the last #include of a header."""
     lines = source.read_text().splitlines()
-    includes = [i for i, line in enumerate(lines) if line.startswith("#include")]
-    return lines, includes[-1] + 1 if includes else 0
+    begin = 0
+    for i, line in enumerate(lines):
+        included = re.match(r'#include (["<])(.*)[">]', line)
+        if included and not included[2].endswith(".cpp"):
+            begin = i + 1
+        if included and included[1] == '"' and (near := source.resolve().parent / included[2]).exists():
+            lines[i] = f'#include "{near.resolve()}"'
+    return lines, begin
 
 
 def main() -> None:
@@ -26,11 +32,7 @@ def main() -> None:
             sys.exit(f"{source}: an #if before the last #include would be torn apart")
         name = re.sub(r"\W", "_", source.stem)
         where = source.resolve()
-        for i, line in enumerate(lines[:begin]):
-            quoted = re.match(r'#include "(.*)"', line)
-            if quoted and (where.parent / quoted[1]).exists():
-                line = f'#include "{(where.parent / quoted[1]).resolve()}"'
-            united += [line] if i else [f'#line 1 "{where}"', line]
+        united += [f'#line 1 "{where}"', *lines[:begin]]
         united += [f"namespace in_{name} {{", f'#line {begin + 1} "{where}"', *lines[begin:], f"}}  // {name}"]
     output.write_text("\n".join(united) + "\n")
 
