@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/readiness_reactor.hpp>
+#include <coax/io/thread_sanitizer.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/task/result.hpp>
 
@@ -140,7 +141,7 @@ class epoll_reactor final : public readiness_reactor {
   }
 
   unique_fd epoll_;
-  bool has_pwait2_ = true;
+  bool has_pwait2_ = !detail::under_thread_sanitizer;
   std::array<epoll_event, events_max> events_;
 };
 

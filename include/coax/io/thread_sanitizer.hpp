@@ -3,8 +3,8 @@
 #include <coax/config.hpp>
 
 #if !defined(COAX_WITHOUT_URING)
-
 #include <liburing.h>
+#endif
 #include <poll.h>
 
 #include <atomic>
@@ -17,41 +17,45 @@
 #endif
 #endif
 
-/// What ThreadSanitizer cannot know of a ring, because liburing calls the kernel by itself. In other
-/// builds there is nothing to tell.
+/// ThreadSanitizer knows the calls of the C library, but not those that liburing and coax make of
+/// the kernel by themselves. What it has to be told is here; in other builds there is nothing to
+/// tell.
 namespace coax::inline COAX_ABI::detail {
+
+#if defined(COAX_THREAD_SANITIZER)
+inline constexpr bool under_thread_sanitizer = true;
+#else
+inline constexpr bool under_thread_sanitizer = false;
+#endif
+
+#if !defined(COAX_WITHOUT_URING)
 
 /// All accesses to the memory of one ring, before it is unmapped, come before those to another that
 /// the kernel maps at the same place.
 class ring_memory {
  public:
   static void mapped() noexcept {
-#if defined(COAX_THREAD_SANITIZER)
-    static_cast<void>(unmapped_.load(std::memory_order_acquire));
-#endif
+    if constexpr (under_thread_sanitizer)
+      static_cast<void>(unmapped_.load(std::memory_order_acquire));
   }
   static void about_to_be_unmapped() noexcept {
-#if defined(COAX_THREAD_SANITIZER)
-    unmapped_.fetch_add(1, std::memory_order_release);
-#endif
+    if constexpr (under_thread_sanitizer) unmapped_.fetch_add(1, std::memory_order_release);
   }
 
  private:
-#if defined(COAX_THREAD_SANITIZER)
   static inline std::atomic<unsigned> unmapped_{0};
-#endif
 };
 
 /// It keeps a signal from its handler until the next call it knows, and io_uring_enter(2) is none:
 /// here is such a call, and the wait for a completion is cut short to come here again.
 inline void let_signals_in([[maybe_unused]] __kernel_timespec*& limit) noexcept {
-#if defined(COAX_THREAD_SANITIZER)
-  static __kernel_timespec soon{0, 10'000'000};
-  ::poll(nullptr, 0, 0);
-  if (limit == nullptr || limit->tv_sec > 0 || limit->tv_nsec > soon.tv_nsec) limit = &soon;
-#endif
+  if constexpr (under_thread_sanitizer) {
+    static __kernel_timespec soon{0, 10'000'000};
+    ::poll(nullptr, 0, 0);
+    if (limit == nullptr || limit->tv_sec > 0 || limit->tv_nsec > soon.tv_nsec) limit = &soon;
+  }
 }
 
-}  // namespace coax::inline COAX_ABI::detail
-
 #endif
+
+}  // namespace coax::inline COAX_ABI::detail
