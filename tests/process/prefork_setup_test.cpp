@@ -57,7 +57,7 @@ TEST_CASE("what prefork cannot do is an error before there is any process") {
   for (const int negative : {-1, -1000}) {
     CHECK_THROWS_AS(coax::prefork(processes(negative), nothing), std::invalid_argument);
     CHECK_THROWS_WITH(coax::prefork(processes(negative), nothing),
-                      Catch::Contains(std::to_string(negative)));
+                      contains(std::to_string(negative)));
   }
   const auto inside = []() -> task<> {
     CHECK_THROWS_AS(coax::prefork(processes(1), nothing), std::logic_error);

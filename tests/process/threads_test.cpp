@@ -97,7 +97,7 @@ TEST_CASE("run_threads shares its arguments, and returns when the last has ended
 TEST_CASE("what run_threads cannot do is an error, and runs nothing") {
   for (const int n : {0, -1}) {
     CHECK_THROWS_AS(coax::run_threads(n, nothing), std::invalid_argument);
-    CHECK_THROWS_WITH(coax::run_threads(n, nothing), Catch::Contains(std::to_string(n)));
+    CHECK_THROWS_WITH(coax::run_threads(n, nothing), contains(std::to_string(n)));
   }
   by_environment([](const std::string&) {
     std::atomic<int> ran{0};
