@@ -6,6 +6,7 @@
 #include "../io/each_backend.hpp"
 #include "../sim/conformance.hpp"
 
+#include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/net/connect.hpp>
 #include <coax/net/listener.hpp>
@@ -175,5 +176,6 @@ inline coax::task<std::string> read_text(coax::stream& from) {
 /// A reset instead of the orderly end: closes `fd`, dropping what was not sent.
 inline void reset_connection(coax::unique_fd fd) {
   const linger at_once{1, 0};
-  REQUIRE(::setsockopt(fd.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) == 0);
+  REQUIRE(coax::syscalls::current().setsockopt(fd.get(), SOL_SOCKET, SO_LINGER, &at_once,
+                                               sizeof at_once) == 0);
 }

@@ -33,7 +33,7 @@ struct descriptor {
   bool closing : 1 = false;     // closed while an operation was pending: the last one closes it
   bool read_cut : 1 = false;    // a transfer was cut off in the middle: the direction has failed
   bool write_cut : 1 = false;
-  bool multishot : 1 = false;          // io_uring: a multishot receive is in the ring
+  bool multishot : 1 = false;          // completion: the kernel has a multishot receive of it
   bool multishot_stops : 1 = false;    // it was asked to end
   bool multishot_refused : 1 = false;  // this kind of socket cannot have one
   std::uint8_t lost : 7 = 0;           // the errno by which the connection was lost

@@ -125,6 +125,7 @@ class operation : public waiter {
  private:
   friend class reactor;
   friend class readiness_reactor;
+  friend class completion_reactor;
   friend class uring_reactor;
 
   bool start() noexcept final;
@@ -135,8 +136,8 @@ class operation : public waiter {
   bool retrying_ : 1;       // readiness: it is queued for its next try
   bool polling_ : 1;        // io_uring: what is in the ring is a poll for `waits_for`
   bool cancel_queued_ : 1;  // io_uring: a cancellation waits for room in the ring
-  bool by_multishot_ : 1;   // io_uring: it is not in the ring, but served by what is
-  bool no_multishot_ : 1;   // io_uring: that was tried
+  bool by_multishot_ : 1;   // completion: the kernel does not have it, but serves it
+  bool no_multishot_ : 1;   // completion: that was tried
   short waits_for_;
 };
 

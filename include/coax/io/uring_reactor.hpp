@@ -4,6 +4,7 @@
 
 #if !defined(COAX_WITHOUT_URING)
 
+#include <coax/io/completion_reactor.hpp>
 #include <coax/io/provided_buffers.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/io/thread_sanitizer.hpp>
@@ -28,13 +29,7 @@ namespace coax::inline COAX_ABI {
 /// Only the final completion of an operation ends it; asking to cancel one merely makes that come
 /// sooner. An answer of -EAGAIN (a descriptor in non-blocking mode) is followed by a poll in the
 /// ring and another try.
-///
-/// A multishot receive belongs to its descriptor, not to who waits: its completions, which name the
-/// descriptor and its generation, go into the inbox there, and an operation that reads takes from
-/// that. It is started by the first `receive`, and goes on until it ends by itself, until nobody
-/// takes what comes, or until the descriptor is closed; the number of the descriptor stays taken
-/// until its last completion.
-class uring_reactor final : public reactor {
+class uring_reactor final : public completion_reactor {
  public:
   static constexpr unsigned entries_default = 256;
   static constexpr unsigned setup_flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
@@ -46,7 +41,7 @@ class uring_reactor final : public reactor {
   /// Errors    std::system_error as io_uring_queue_init_params(3): EPERM or ENOSYS where io_uring
   ///           is refused or unknown, EINVAL before Linux 6.1, ENOMEM when locked memory is short.
   explicit uring_reactor(unsigned entries = entries_default, syscalls& calls = syscalls::kernel())
-      : reactor(calls) {
+      : completion_reactor(calls) {
     if (const int failed = set_up(entries); failed < 0)
       detail::throw_system_error({-failed, std::system_category()}, "io_uring_setup");
   }
@@ -71,9 +66,6 @@ class uring_reactor final : public reactor {
   static constexpr int tries_max = 16;
   // Up to so many completions in a turn count as few: see operation::first_try.
   static constexpr unsigned few = 1;
-  // So many buffers may a descriptor hold that nobody asks for; with more, its multishot receive is
-  // stopped. What it still delivers before it has stopped is kept: one batch of the kernel, 32.
-  static constexpr std::size_t unread_max = 8;
 
   /// Result    0 or -errno.
   int set_up(unsigned entries) noexcept {
@@ -111,10 +103,7 @@ class uring_reactor final : public reactor {
   }
 
   void cancel(operation& op) noexcept override {
-    if (op.by_multishot_) {
-      op.by_multishot_ = false;
-      return was_stopped(op);
-    }
+    if (left_multishot(op)) return was_stopped(op);
     if (backlog_.remove(op)) return was_stopped(op);  // the kernel has not seen it
     if (op.cancel_queued_) return;
     op.cancel_queued_ = true;
@@ -173,7 +162,7 @@ class uring_reactor final : public reactor {
       ++count;
       const auto data = io_uring_cqe_get_data64(cqe);
       if ((data & of_multishot) != 0)
-        delivered(data, *cqe);
+        delivered(data, cqe->res, buffer_of(*cqe), (cqe->flags & IORING_CQE_F_MORE) == 0);
       else if (data != 0)
         completed(*static_cast<operation*>(io_uring_cqe_get_data(cqe)), cqe->res);
     }
@@ -209,31 +198,12 @@ class uring_reactor final : public reactor {
 
   // --- multishot receives ---
 
-  static constexpr std::uint64_t of_multishot = 1;  // no operation has an odd address
-
-  static std::uint64_t key_of(const descriptor& d) noexcept {
-    return std::uint64_t{d.generation} << 32 | static_cast<std::uint64_t>(d.fd) << 1 | of_multishot;
-  }
-  /// Null when the descriptor has begun another life.
-  descriptor* of_key(std::uint64_t key) noexcept {
-    descriptor* d = descriptors().known(static_cast<int>((key & UINT32_MAX) >> 1));
-    return d != nullptr && key_of(*d) == key ? d : nullptr;
-  }
-
-  /// Leaves `op` to the multishot receive of its descriptor, if there is one or it wants one.
-  bool queued_by_multishot(operation& op) noexcept {
-    descriptor& d = *op.at_;
-    if (!d.multishot) {
-      if (!op.wants_multishot() || op.no_multishot_ || d.multishot_refused || !may_arm())
-        return false;
-      io_uring_sqe* sqe = free_entry();
-      if (sqe == nullptr) return backlog_.push(op), true;
-      detail::prepare_multishot_recv(*sqe, d.fd);
-      io_uring_sqe_set_data64(sqe, key_of(d));
-      d.multishot = true;
-      ++multishots_;
-    }
-    op.by_multishot_ = true;
+  bool arm_multishot(const descriptor& d) noexcept override {
+    if (!may_arm()) return false;
+    io_uring_sqe* sqe = free_entry();
+    if (sqe == nullptr) return false;
+    detail::prepare_multishot_recv(*sqe, d.fd);
+    io_uring_sqe_set_data64(sqe, key_of(d));
     return true;
   }
 
@@ -246,79 +216,27 @@ class uring_reactor final : public reactor {
     }
     provided_.top_up();
     if (provided_.is_dry()) return false;
-    if (multishots_ < stops_.capacity()) return true;
-    return !detail::caught([this] { stops_.reserve(multishots_ * 2 + 64); });
+    if (multishots() < stops_.capacity()) return true;
+    return !detail::caught([this] { stops_.reserve(multishots() * 2 + 64); });
   }
 
-  void delivered(std::uint64_t key, const io_uring_cqe& cqe) noexcept {
-    const bool last = (cqe.flags & IORING_CQE_F_MORE) == 0;
-    if (last) --multishots_;
-    descriptor* const d = of_key(key);
-    const bool wanted = d != nullptr && !d->closing;
-    bool came = false;
-    if ((cqe.flags & IORING_CQE_F_BUFFER) != 0) {
-      detail::buffer& b =
-          provided_.taken(static_cast<std::uint16_t>(cqe.flags >> IORING_CQE_BUFFER_SHIFT));
-      came = wanted && cqe.res > 0;
-      if (came) {
-        b.fill(static_cast<std::uint32_t>(cqe.res));
-        d->received.push(b);
-      } else {
-        b.release();
-      }
-    }
-    if (d == nullptr) return;
-    const bool asked_to_stop = d->multishot_stops;
-    if (last && wanted && !came) end_multishot(*d, cqe.res);
-    if (last) multishot_ended(*d);
-    if (!wanted) return;
-
-    operation* const reader = d->reader;
-    if (reader == nullptr || !reader->by_multishot_) {
-      if (!last && d->received.size() > unread_max) stop_multishot(*d);
-    } else if (!d->received.empty() && reader->take_received(d->received)) {
-      reader->by_multishot_ = false;
-      ended(*reader);
-    } else if (last) {
-      reader->by_multishot_ = false;
-      // Without a reason that is known to pass, the same would only happen again.
-      reader->no_multishot_ = !asked_to_stop && cqe.res != -ENOBUFS && cqe.res <= 0;
-      queue(*reader);
-    }
+  /// The buffer that came with a completion, or null.
+  detail::buffer* buffer_of(const io_uring_cqe& cqe) noexcept {
+    if ((cqe.flags & IORING_CQE_F_BUFFER) == 0) return nullptr;
+    return &provided_.taken(static_cast<std::uint16_t>(cqe.flags >> IORING_CQE_BUFFER_SHIFT));
   }
 
-  /// What the last completion says about the stream.
-  void end_multishot(descriptor& d, int answer) noexcept {
-    switch (-answer) {
-      case ENOBUFS:
-        provided_.ran_dry();
-        break;
-      case ECANCELED:
-      case EINTR:
-      case EAGAIN:
-        break;
-      case EINVAL:
-      case EOPNOTSUPP:
-        d.multishot_refused = true;
-        break;
-      default:
-        d.received.end(answer == 0 ? end_of(d) : answer);
-    }
-  }
-
-  void stop_multishot(descriptor& d) noexcept override {
-    if (d.multishot_stops) return;
-    d.multishot_stops = true;
-    stops_.push_back(key_of(d));  // it has the room: see may_arm
+  void cancel_multishot(std::uint64_t key) noexcept override {
+    stops_.push_back(key);  // it has the room: see may_arm
     queue_cancellations();
   }
-  bool has_multishots() const noexcept override { return multishots_ != 0; }
+  void buffers_ran_dry() noexcept override { provided_.ran_dry(); }
 
   // --- the submission queue ---
 
   /// Puts `op` into the ring, or into the backlog when that is full.
-  void queue(operation& op) noexcept {
-    if (op.watched_as() == watching::stream && is_reader(op) && queued_by_multishot(op)) return;
+  void queue(operation& op) noexcept override {
+    if (served_by_multishot(op)) return;
     io_uring_sqe* sqe = free_entry();
     if (sqe == nullptr) return backlog_.push(op);
     if (op.polling_)
@@ -379,7 +297,6 @@ class uring_reactor final : public reactor {
   bool cannot_provide_ = false;
   unsigned completions_ = 0;  // in this turn
   bool tried_ = false;
-  std::size_t multishots_ = 0;
   std::vector<std::uint64_t> stops_;  // multishot receives that are to be cancelled
   // What the ring had no room for: operations, and cancellations of operations. Bounded, for they
   // live in their frames.

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/io/buffer_pool.hpp>
+#include <coax/io/completion_reactor.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/io/readiness_reactor.hpp>
 #include <coax/sim/engine.hpp>
@@ -9,6 +11,7 @@
 #include <coax/task/task.hpp>
 
 #include <poll.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -137,23 +140,36 @@ class readiness_host final : public host_reactor<readiness_reactor> {
 ///
 /// Results are reaped in the order in which they came about: what one call has taken from a socket,
 /// an error as well as bytes, another cannot be seen to miss before that.
-class ring_host final : public host_reactor<reactor> {
+///
+/// There is a multishot receive for `stream::receive`. It may end after any message, and does when
+/// it finds none of the few buffers the kernel has been given.
+class ring_host final : public host_reactor<completion_reactor> {
  public:
   ring_host(host_services& services, kernel& calls, engine& e)
       : host_reactor(services, calls), engine_(e) {}
 
  private:
   static constexpr int tries_max = 16;
+  // Few, so that they run out: in a turn, and when the program keeps what it has received. Enough
+  // of the latter for more than a descriptor may hold that nobody asks for.
+  static constexpr std::size_t provided_max = 6;
+  static constexpr std::size_t buffers_max = 18;
+  static constexpr double ends_unasked = 0.125;
 
-  /// An operation the kernel has.
+  /// An operation the kernel has; or, without one, a multishot receive.
   struct entry {
     operation* op;
+    int fd;
+    std::uint64_t key = 0;
     bool begun = false;
     bool cancelled = false;  // asked to give up, after it was submitted
   };
   struct completed {
     operation* op;
+    std::uint64_t key;
     int answer;
+    coax::detail::buffer* filled = nullptr;
+    bool last = true;
     bool postponed = false;  // it, and what came after it, was left for another turn
   };
 
@@ -166,24 +182,51 @@ class ring_host final : public host_reactor<reactor> {
         if (take(op, answer)) return true;
       }
     }
-    submitted_.push(op);
+    queue(op);
     return false;
   }
 
+  void queue(operation& op) noexcept override {
+    if (!served_by_multishot(op)) submitted_.push(op);
+  }
+
   void cancel(operation& op) noexcept override {
+    if (left_multishot(op)) return was_stopped(op);
     // Queued behind the submission: the kernel sees both at the next turn, in this order.
-    if (submitted_.remove(op)) in_kernel_.push_back({&op});
+    if (submitted_.remove(op)) in_kernel_.push_back({&op, op.fd()});
     for (entry& e : in_kernel_)
       if (e.op == &op) e.cancelled = true;
   }
 
+  bool arm_multishot(const descriptor& d) noexcept override {
+    if (buffers() == nullptr) return false;
+    provide();
+    if (provided_ == 0) return false;
+    in_kernel_.push_back({nullptr, d.fd, key_of(d)});
+    return true;
+  }
+  void cancel_multishot(std::uint64_t key) noexcept override {
+    for (entry& e : in_kernel_)
+      if (e.op == nullptr && e.key == key) e.cancelled = true;
+  }
+
+  /// The kernel takes buffers as it needs them, as if they had been lying there.
+  void provide() noexcept {
+    const std::size_t used = buffers_in_use();
+    provided_ = used < buffers_max ? std::min(provided_max, buffers_max - used) : 0;
+  }
+
   void poll(std::optional<clock::time_point>) noexcept override {
-    while (!submitted_.empty()) in_kernel_.push_back({static_cast<operation*>(submitted_.pop())});
+    provide();
+    while (!submitted_.empty()) {
+      auto* op = static_cast<operation*>(submitted_.pop());
+      in_kernel_.push_back({op, op->fd()});
+    }
     attempt_each([](entry& e) { return !std::exchange(e.begun, true); });
     // A cancellation races with what the operation waits for.
     if (cancels() && engine_.decide.choose(2) != 0) cancel_pending();
     for (const kernel::event& event : kernel_.take_events())
-      attempt_each([&](const entry& e) { return e.op->fd() == event.fd; });
+      attempt_each([&](const entry& e) { return e.fd == event.fd; });
     cancel_pending();
     reap();
   }
@@ -200,7 +243,7 @@ class ring_host final : public host_reactor<reactor> {
   }
   void cancel_pending() noexcept {
     in_kernel_.remove_if([this](const entry& e) {
-      if (e.cancelled) completed_.push_back({e.op, -ECANCELED});
+      if (e.cancelled) completed_.push_back({e.op, e.key, -ECANCELED});
       return e.cancelled;
     });
   }
@@ -209,21 +252,47 @@ class ring_host final : public host_reactor<reactor> {
   template <class IsDue>
   void attempt_each(IsDue&& is_due) noexcept {
     for (auto at = in_kernel_.begin(); at != in_kernel_.end();) {
-      int answer = -EAGAIN;
-      if (is_due(*at)) {
-        answer = at->op->perform(system());
-        if (answer == -EAGAIN)
-          if (const int failed = watch(at->op->fd()); failed < 0) answer = failed;
-      }
-      if (answer != -EAGAIN) completed_.push_back({at->op, answer});
-      at = answer != -EAGAIN ? in_kernel_.erase(at) : std::next(at);
+      const bool has_ended = is_due(*at) && (at->op != nullptr ? performs(*at) : receives(*at));
+      at = has_ended ? in_kernel_.erase(at) : std::next(at);
     }
   }
-  int watch(int fd) noexcept {
+  /// True when the kernel is done with it.
+  bool performs(const entry& e) noexcept {
+    const int answer = e.op->perform(system());
+    if (answer == -EAGAIN) return cannot_wait(e);
+    completed_.push_back({e.op, e.key, answer});
+    return true;
+  }
+  bool receives(const entry& e) noexcept {
+    while (true) {
+      // It looks for a buffer before it looks whether there is something to receive.
+      coax::detail::buffer* into = provided_ == 0 ? nullptr : buffers()->take();
+      const int answer =
+          into == nullptr
+              ? -ENOBUFS
+              : kernel_.recv(e.fd, into->data(), coax::detail::buffer::bytes_max, MSG_DONTWAIT);
+      if (answer > 0) {
+        --provided_;
+      } else if (into != nullptr) {
+        into->release();
+        into = nullptr;
+      }
+      if (answer == -EAGAIN) return cannot_wait(e);
+      const bool last = answer <= 0 || engine_.decide.chance(ends_unasked);
+      completed_.push_back({nullptr, e.key, answer, into, last});
+      if (last) return true;
+    }
+  }
+  bool cannot_wait(const entry& e) noexcept {
     unsigned wanted = 0;
-    for (const entry& each : in_kernel_)
-      if (each.op->fd() == fd) wanted |= static_cast<std::uint16_t>(each.op->waits_for());
-    return kernel_.watch(fd, wanted, true, false);
+    for (const entry& each : in_kernel_) {
+      if (each.fd != e.fd) continue;
+      const short events = each.op != nullptr ? each.op->waits_for() : interest::readable;
+      wanted |= static_cast<std::uint16_t>(events);
+    }
+    const int failed = kernel_.watch(e.fd, wanted, true, false);
+    if (failed < 0) completed_.push_back({e.op, e.key, failed});
+    return failed < 0;
   }
 
   void reap() noexcept {
@@ -235,7 +304,10 @@ class ring_host final : public host_reactor<reactor> {
       }
       const completed done = first;
       completed_.pop_front();
-      reaped(*done.op, done.answer);
+      if (done.op != nullptr)
+        reaped(*done.op, done.answer);
+      else
+        delivered(done.key, done.answer, done.filled, done.last);
     }
   }
 
@@ -245,13 +317,14 @@ class ring_host final : public host_reactor<reactor> {
     if (answer == -ECANCELED && gives_up) return was_stopped(op);
     if (answer != -EINTR && take(op, answer)) return ended(op);
     if (gives_up) return was_stopped(op);
-    submitted_.push(op);
+    queue(op);
   }
 
   engine& engine_;
   ready_queue submitted_;
   std::list<entry> in_kernel_;
   std::deque<completed> completed_;
+  std::size_t provided_ = 0;
 };
 
 }  // namespace coax::inline COAX_ABI::sim
