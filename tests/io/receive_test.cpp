@@ -1,4 +1,4 @@
-#include "each_backend.hpp"
+#include "../sim/conformance.hpp"
 #include "sockets.hpp"
 
 #include <coax/io/buffer_pool.hpp>
@@ -80,6 +80,36 @@ coax::task<> thousand_receives() {
   CHECK(std::all_of(seen.begin(), seen.end(), [](const std::string& t) { return t == "abcd"; }));
 }
 
+/// Receives of which half are sent something, cancelled at several moments.
+coax::task<> cancelled_receives() {
+  for (const int after : {0, 1, 2, 3, 10}) {
+    std::vector<fd_pair> pairs;
+    for (int i = 0; i < 100; ++i) pairs.push_back(unix_pair());
+    std::vector<std::unique_ptr<taken_over>> ours;
+    for (fd_pair& p : pairs) ours.push_back(std::make_unique<taken_over>(std::move(p.ours)));
+    std::vector<std::string> seen(pairs.size());
+    auto body = [&](coax::scope& s) -> coax::task<> {
+      auto receive_one = [&](std::size_t i) -> coax::task<> {
+        auto lease = co_await lease_of(ours[i]->get());
+        REQUIRE(lease);
+        seen[i] += text_of(lease->bytes());
+      };
+      for (std::size_t i = 0; i < pairs.size(); ++i) s.spawn(receive_one, i);
+      co_await turns(after);
+      for (std::size_t i = 0; i < pairs.size(); i += 2) put(pairs[i].theirs, "x");
+      co_await turns(1);
+      s.cancel();
+    };
+    co_await coax::with_scope(body);
+    for (std::size_t i = 0; i < pairs.size(); i += 2) {
+      if (!seen[i].empty()) continue;
+      auto lease = co_await coax::within(10s, lease_of(ours[i]->get()));
+      REQUIRE(lease);
+      CHECK(text_of(lease->bytes()) == "x");
+    }
+  }
+}
+
 }  // namespace
 
 TEST_CASE("a ring of few entries and completions serves 1,000 receives") {
@@ -89,69 +119,41 @@ TEST_CASE("a ring of few entries and completions serves 1,000 receives") {
       const auto reactor = reactor_of(b, coax::syscalls::kernel(), entries);
       run_clean(*reactor, thousand_receives);
     }
+  on_simulation(thousand_receives);
 }
 
 TEST_CASE("receives that are cancelled in a ring of one entry leave nothing behind") {
   for (const coax::backend b : backends_here()) {
     const auto reactor = reactor_of(b, coax::syscalls::kernel(), 1);
-    run_clean(*reactor, []() -> coax::task<> {
-      for (const int after : {0, 1, 2, 3, 10}) {
-        std::vector<fd_pair> pairs;
-        for (int i = 0; i < 100; ++i) pairs.push_back(unix_pair());
-        std::vector<std::unique_ptr<taken_over>> ours;
-        for (fd_pair& p : pairs) ours.push_back(std::make_unique<taken_over>(std::move(p.ours)));
-        std::vector<std::string> seen(pairs.size());
-        auto body = [&](coax::scope& s) -> coax::task<> {
-          auto receive_one = [&](std::size_t i) -> coax::task<> {
-            auto lease = co_await lease_of(ours[i]->get());
-            REQUIRE(lease);
-            seen[i] += text_of(lease->bytes());
-          };
-          for (std::size_t i = 0; i < pairs.size(); ++i) s.spawn(receive_one, i);
-          co_await turns(after);
-          for (std::size_t i = 0; i < pairs.size(); i += 2) put(pairs[i].theirs, "x");
-          co_await turns(1);
-          s.cancel();
-        };
-        co_await coax::with_scope(body);
-        for (std::size_t i = 0; i < pairs.size(); i += 2) {
-          if (!seen[i].empty()) continue;
-          auto lease = co_await coax::within(10s, lease_of(ours[i]->get()));
-          REQUIRE(lease);
-          CHECK(text_of(lease->bytes()) == "x");
-        }
-      }
-    });
+    run_clean(*reactor, cancelled_receives);
   }
+  on_simulation(cancelled_receives);
 }
 
 TEST_CASE("an idle receiver holds no buffer") {
-  for (const coax::backend b : backends_here()) {
-    const auto reactor = reactor_of(b);
-    run_clean(*reactor, []() -> coax::task<> {
-      std::vector<fd_pair> pairs;
-      for (int i = 0; i < 200; ++i) pairs.push_back(unix_pair());
-      std::vector<std::unique_ptr<taken_over>> ours;
-      for (fd_pair& p : pairs) ours.push_back(std::make_unique<taken_over>(std::move(p.ours)));
-      auto body = [&](coax::scope& s) -> coax::task<> {
-        auto receive_one = [&](std::size_t i) -> coax::task<> {
-          while (auto lease = co_await lease_of(ours[i]->get())) co_await coax::yield();
-        };
-        for (std::size_t i = 0; i < pairs.size(); ++i) {
-          s.spawn(receive_one, i);
-          put(pairs[i].theirs, "x");
-          co_await turns(5);  // one at a time: few buffers are enough
-        }
-        CHECK(coax::reactor::current().buffers_in_use() <= 32);
-        s.cancel();
+  on_each_backend_and_simulation([]() -> coax::task<> {
+    std::vector<fd_pair> pairs;
+    for (int i = 0; i < 200; ++i) pairs.push_back(unix_pair());
+    std::vector<std::unique_ptr<taken_over>> ours;
+    for (fd_pair& p : pairs) ours.push_back(std::make_unique<taken_over>(std::move(p.ours)));
+    auto body = [&](coax::scope& s) -> coax::task<> {
+      auto receive_one = [&](std::size_t i) -> coax::task<> {
+        while (auto lease = co_await lease_of(ours[i]->get())) co_await coax::yield();
       };
-      co_await coax::with_scope(body);
-    });
-  }
+      for (std::size_t i = 0; i < pairs.size(); ++i) {
+        s.spawn(receive_one, i);
+        put(pairs[i].theirs, "x");
+        co_await turns(5);  // one at a time: few buffers are enough
+      }
+      CHECK(coax::reactor::current().buffers_in_use() <= 32);
+      s.cancel();
+    };
+    co_await coax::with_scope(body);
+  });
 }
 
 TEST_CASE("reads give back the buffers whose bytes they have taken") {
-  on_each_backend([]() -> coax::task<> {
+  on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = unix_pair();
     const taken_over ours(std::move(p.ours));
     put(p.theirs, "x");
