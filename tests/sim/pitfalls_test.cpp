@@ -1,6 +1,7 @@
 #include "../catch.hpp"
 #include "echo_server.hpp"
 
+#include <coax/io/leased_buffer.hpp>
 #include <coax/io/statistics.hpp>
 
 #include <algorithm>
@@ -31,17 +32,29 @@ using simulated::server_at;
 
 constexpr std::array both_kinds{sim::completion::readiness, sim::completion::ring};
 
-/// Accepts one connection and reads it to its end.
-task<> read_all(std::string& got, bool& ended) {
+std::string_view text_of(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+/// Accepts one connection and reads or receives it to its end.
+task<> take_all(std::string& got, bool& ended, bool receives) {
   auto from = coax::listener::bind("0.0.0.0:9000").value();
   auto conn = co_await from.accept();
   std::array<std::byte, 16> buf;
-  auto n = co_await conn->read(buf);
-  for (; n; n = co_await conn->read(buf)) {
-    got.append(reinterpret_cast<const char*>(buf.data()), *n);
-    co_await coax::yield();  // what comes now finds nobody who waits
+  std::error_code why;
+  while (!why) {
+    if (receives) {
+      auto lease = co_await conn->receive();
+      if (lease) got.append(text_of(lease->bytes()));
+      why = lease.error();
+    } else {
+      auto n = co_await conn->read(buf);
+      if (n) got.append(text_of(std::span(buf).first(*n)));
+      why = n.error();
+    }
+    if (!why) co_await coax::yield();  // what comes now finds nobody who waits
   }
-  ended = n.error() == coax::errc::end_of_stream;
+  ended = why == coax::errc::end_of_stream;
 }
 
 task<> send_and_end() {
@@ -57,29 +70,31 @@ task<> send_and_end() {
 
 TEST_CASE("what arrives between EAGAIN and the wait is not missed, in any order of events") {
   std::size_t runs = 0;
-  for (const sim::completion how : both_kinds) {
-    sim::exploration limits;
-    // A ring decides more: which completions are reaped at once. Not all of it.
-    if (how == sim::completion::ring) limits.decisions_max = 10;
-    // The first read is told once that there is nothing, or not.
-    for (std::uint64_t nth = 0; nth <= 1; ++nth) {
-      const sim::explored done = sim::explore(limits, [&](sim::oracle& decide) {
-        std::string got;
-        bool ended = false;
-        sim::world w({.completion = how}, decide);
-        auto& server = w.host("srv", read_all, std::ref(got), std::ref(ended));
-        if (nth > 0) server.on("recv").nth(nth, EAGAIN);
-        auto& client = w.host("cli", send_and_end);
-        w.run_until_quiet(1h);
-        REQUIRE(got == "all of it");
-        REQUIRE(ended);
-        REQUIRE(!server.is_running());
-        REQUIRE(!client.is_running());
-      });
-      CHECK(done.complete);
-      runs += done.runs;
+  for (const sim::completion how : both_kinds)
+    for (const bool receives : {false, true}) {
+      sim::exploration limits;
+      // A ring decides more: which completions are reaped at once, whether a multishot receive goes
+      // on. Not all of it.
+      if (how == sim::completion::ring) limits.decisions_max = receives ? 8 : 10;
+      // The first call is told once that there is nothing, or not.
+      for (std::uint64_t nth = 0; nth <= 1; ++nth) {
+        const sim::explored done = sim::explore(limits, [&](sim::oracle& decide) {
+          std::string got;
+          bool ended = false;
+          sim::world w({.completion = how}, decide);
+          auto& server = w.host("srv", take_all, std::ref(got), std::ref(ended), receives);
+          if (nth > 0) server.on("recv").nth(nth, EAGAIN);
+          auto& client = w.host("cli", send_and_end);
+          w.run_until_quiet(1h);
+          REQUIRE(got == "all of it");
+          REQUIRE(ended);
+          REQUIRE(!server.is_running());
+          REQUIRE(!client.is_running());
+        });
+        CHECK(done.complete);
+        runs += done.runs;
+      }
     }
-  }
   CHECK(runs > 20'000);
 }
 
@@ -261,6 +276,199 @@ TEST_CASE("a read or receive whose error stays tells it once for each call") {
           std::vector<std::error_code>(6, std::error_code(ENOTSOCK, std::system_category())));
     CHECK(server.on("recv").count() == 6);
   }
+}
+
+namespace {
+
+std::size_t buffers_in_use() { return coax::reactor::current().buffers_in_use(); }
+
+std::chrono::milliseconds up_to(sim::generator& random, std::uint64_t most) {
+  return std::chrono::milliseconds(random() % (most + 1));
+}
+
+task<> send_numbers(std::uint64_t seed, std::string& sent) {
+  sim::generator random(seed);
+  co_await coax::sleep_for(1ms);
+  auto conn = co_await coax::connect(server_at());
+  for (int i = 0; i < 1000; ++i) {
+    const std::string text = std::to_string(i) + ' ';
+    auto n = co_await conn->write(text);
+    REQUIRE(n);
+    sent += text;
+    co_await coax::sleep_for(up_to(random, 2));
+  }
+}
+
+task<> receive_numbers(std::uint64_t seed, std::string& got) {
+  sim::generator random(seed);
+  auto from = coax::listener::bind("0.0.0.0:9000").value();
+  auto conn = co_await from.accept();
+  while (auto lease = co_await conn->receive()) {
+    got += text_of(lease->bytes());
+    co_await coax::sleep_for(up_to(random, 2));
+  }
+  CHECK(buffers_in_use() == 0);
+}
+
+}  // namespace
+
+TEST_CASE("whenever a multishot receive ends unasked, none of a thousand messages is lost") {
+  for (const sim::completion how : both_kinds)
+    for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+      INFO("seed " << seed << (how == sim::completion::ring ? ", ring" : ""));
+      sim::oracle decide(seed);
+      sim::options o{.latency = {0ms, 3ms}, .completion = how};
+      if (seed % 2 == 0) o.short_io = o.eintr = o.eagain = 0.1;
+      sim::world w(o, decide);
+      std::string sent;
+      std::string got;
+      w.host("srv", receive_numbers, seed, std::ref(got));
+      w.host("cli", send_numbers, seed, std::ref(sent));
+      w.run_to_end();
+      REQUIRE(got == sent);
+    }
+}
+
+TEST_CASE("more receivers than there are buffers are all served, and who keeps his has them all") {
+  constexpr std::size_t connections = 40;
+  constexpr std::size_t rounds = 5;
+  for (const sim::completion how : both_kinds)
+    for (std::uint64_t seed = 1; seed <= 10; ++seed) {
+      INFO("seed " << seed << (how == sim::completion::ring ? ", ring" : ""));
+      sim::oracle decide(seed);
+      sim::world w({.latency = {0ms, 1ms}, .completion = how}, decide);
+      w.host("srv", []() -> task<> {
+        auto from = coax::listener::bind("0.0.0.0:9000").value();
+        std::vector<coax::leased_buffer> kept;
+        const auto serve = [&](coax::stream conn) -> task<> {
+          for (std::size_t i = 0; i < rounds; ++i) {
+            auto lease = co_await conn.receive();
+            REQUIRE(lease);
+            kept.push_back(std::move(*lease));
+            auto sent = co_await conn.write(kept.back().bytes());
+            REQUIRE(sent);
+          }
+          auto end = co_await conn.receive();
+          CHECK(end.error() == coax::errc::end_of_stream);
+        };
+        co_await coax::with_scope([&](coax::scope& s) -> task<> {
+          for (std::size_t i = 0; i < connections; ++i) {
+            auto conn = co_await from.accept();
+            s.spawn(std::ref(serve), std::move(conn).value());
+          }
+        });
+        CHECK(kept.size() == connections * rounds);
+        CHECK(buffers_in_use() == kept.size());
+        kept.clear();
+        CHECK(buffers_in_use() == 0);
+      });
+      std::size_t answered = 0;
+      w.host("cli", [&]() -> task<> {
+        co_await coax::sleep_for(1ms);
+        const auto ask = [&](std::size_t number) -> task<> {
+          auto conn = co_await coax::connect(server_at());
+          for (std::size_t i = 0; i < rounds; ++i) {
+            const std::string text = std::to_string(1000 * (i + 1) + number);
+            auto sent = co_await conn->write(text);
+            REQUIRE(sent);
+            std::array<std::byte, 4> back;
+            auto got = co_await conn->read_exactly(back);
+            REQUIRE(got);
+            REQUIRE(text_of(back) == text);
+            ++answered;
+          }
+        };
+        co_await coax::with_scope([&](coax::scope& s) -> task<> {
+          for (std::size_t i = 0; i < connections; ++i) s.spawn(std::ref(ask), i);
+          co_return;
+        });
+      });
+      w.run_to_end();
+      CHECK(answered == connections * rounds);
+    }
+}
+
+namespace {
+
+constexpr std::size_t flood_size = 1 << 20;
+
+task<> flood(std::size_t& sent) {
+  co_await coax::sleep_for(1ms);
+  auto conn = co_await coax::connect(server_at());
+  std::array<std::byte, 10'000> some;
+  while (sent < flood_size) {
+    for (std::size_t i = 0; i < some.size(); ++i) some[i] = simulated::pattern_at(1, sent + i);
+    auto n =
+        co_await conn->write_some(std::span(some).first(std::min(some.size(), flood_size - sent)));
+    if (!n) co_return;  // the other has closed
+    sent += *n;
+  }
+}
+
+/// Begins to receive again and again, and is cancelled. Closes the stream when it has taken `most`
+/// bytes.
+task<> receive_and_be_cancelled(std::uint64_t seed, std::size_t most, const std::size_t& sent,
+                                std::size_t& got) {
+  sim::generator random(seed);
+  auto from = coax::listener::bind("0.0.0.0:9000").value();
+  auto conn = co_await from.accept();
+  const auto came = [&](std::span<const std::byte> bytes) {
+    bool as_sent = true;
+    for (const std::byte b : bytes) as_sent = as_sent && b == simulated::pattern_at(1, got++);
+    REQUIRE(as_sent);
+  };
+  const auto receive_on = [&]() -> task<> {
+    while (true) {
+      auto lease = co_await conn->receive();
+      if (!lease) co_return;
+      came(lease->bytes());
+      if (random() % 2 == 0) co_await coax::sleep_for(up_to(random, 1));
+    }
+  };
+  std::array<std::byte, 5000> buf;
+  while (got < most) {
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(std::ref(receive_on));
+      if (random() % 2 == 0) co_await coax::sleep_for(up_to(random, 3));
+      for (auto turns = random() % 4; turns > 0; --turns) co_await coax::yield();
+      s.cancel();
+    });
+    // Nobody receives now: what comes all the same is kept, and soon no more comes.
+    if (random() % 2 == 0) co_await coax::sleep_for(20ms);
+    CHECK(buffers_in_use() <= 18);
+    CHECK(sent - got <= 3 * 64 * 1024 + 18 * coax::detail::buffer::bytes_max);
+    if (random() % 2 == 0) continue;
+    auto n = co_await conn->read(buf);
+    if (n) came(std::span(buf).first(*n));
+  }
+  {
+    const coax::stream closed = std::move(*conn);
+  }
+  for (int turns = 0; turns < 50; ++turns) co_await coax::yield();
+  CHECK(buffers_in_use() == 0);
+}
+
+}  // namespace
+
+TEST_CASE(
+    "cancelled under a flood, a receive leaves what comes to the next one, and so much as is "
+    "bounded") {
+  for (const sim::completion how : both_kinds)
+    for (std::uint64_t seed = 1; seed <= 20; ++seed)
+      for (const std::size_t most : {flood_size / 4, flood_size}) {
+        INFO("seed " << seed << (how == sim::completion::ring ? ", ring" : "") << ", up to "
+                     << most);
+        sim::oracle decide(seed);
+        sim::options o{.latency = {0ms, 1ms}, .completion = how};
+        if (seed % 2 == 0) o.short_io = 0.3;
+        sim::world w(o, decide);
+        std::size_t sent = 0;
+        std::size_t got = 0;
+        w.host("srv", receive_and_be_cancelled, seed, most, std::cref(sent), std::ref(got));
+        w.host("cli", flood, std::ref(sent));
+        w.run_to_end();
+        CHECK(got >= most);
+      }
 }
 
 namespace {
