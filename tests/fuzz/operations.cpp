@@ -213,6 +213,9 @@ class script {
     connections_.clear();
     listener_.reset();
     require(coax::reactor::current().in_flight() == in_flight, "nothing is left in flight");
+    // The number of a stream that has received stays taken until the last completion of that.
+    for (int turns = 0; turns < turns_max && here_->open_fds() != 0; ++turns)
+      co_await coax::yield();
     require(here_->open_fds() == 0, "no descriptor is left open");
   }
 
