@@ -43,6 +43,10 @@ class accept final : public basic_operation<accept, unique_fd> {
     }
     return calls.accept(fd(), SOCK_CLOEXEC);
   }
+  /// Of connections that wait, one in each turn would come by the ring; a call takes the next at once.
+  first_try tries_first() const noexcept override {
+    return watched_as() == watching::shared ? first_try::always : first_try::never;
+  }
   bool take(int answer) noexcept override {
     result_ = answer;
     if (answer >= 0) accepted_.reset(answer);
