@@ -29,7 +29,7 @@ class buffer_pool;
 /// It is one cache line, so that the beginnings of a pool's buffers, which is all that short
 /// messages touch, do not share one set of the cache.
 struct alignas(64) buffer {
-  static constexpr std::uint32_t bytes_max = 16 * 1024;
+  static constexpr std::uint32_t bytes_max = 32 * 1024;
 
   buffer* next = nullptr;       // in the list it is in: free, or received
   buffer_pool* pool = nullptr;  // null: it has its memory from the heap
