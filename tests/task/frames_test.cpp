@@ -90,6 +90,24 @@ TEST_CASE("what a burst leaves behind is bounded", "[frames]") {
   CHECK(::mallinfo2().uordblks < before + kept_bytes_max);
 }
 
+TEST_CASE("a size that was needed once does not keep others from being recycled", "[frames]") {
+  if (!recycles) return;
+  std::vector<block> blocks(4'000);
+  for (block& b : blocks) b = make(1'024);
+  free_all(blocks);
+  // More than malloc keeps of a size without counting it as free.
+  const auto make_some = [&blocks] {
+    for (int i = 0; i < 64; ++i) blocks.push_back(make(200));
+  };
+  blocks.reserve(64);
+  make_some();
+  free_all(blocks);
+  const std::size_t before = ::mallinfo2().uordblks;
+  make_some();
+  CHECK(::mallinfo2().uordblks == before);
+  free_all(blocks);
+}
+
 TEST_CASE("a frame may be freed on another thread than the one that made it", "[frames]") {
   std::ptrdiff_t maker = 0;
   std::ptrdiff_t taker = 0;

@@ -21,8 +21,8 @@ namespace coax::inline COAX_ABI::detail {
 /// Recycles coroutine frames, and what lives like them, in free lists of the thread.
 ///
 /// A frame is freed by the thread that ran it, nearly always soon before the next one of its size
-/// is asked for, so a list per size class answers without the heap. What they keep is capped; what
-/// is beyond goes back to the heap. Under AddressSanitizer every frame comes from the heap, so that
+/// is asked for, so a list per size class answers without the heap. What they keep is capped; beyond
+/// that one goes back to the heap for each that comes. Under AddressSanitizer every frame comes from the heap, so that
 /// the use of a dead one is seen.
 ///
 /// Errors    std::bad_alloc from `allocate`.
@@ -49,7 +49,7 @@ class frames {
     --own.live;
     own.live_bytes -= static_cast<std::ptrdiff_t>(size);
     const std::size_t index = class_of(size);
-    if (index >= class_count || (own.kept_bytes >= own.allowed && !may_keep())) {
+    if (index >= class_count || (own.kept_bytes >= own.allowed && !make_room())) {
       ::operator delete(memory);
       return;
     }
@@ -84,6 +84,7 @@ class frames {
     std::size_t allowed;  // 0 until `returner` is there, and when it is gone
     std::ptrdiff_t live;
     std::ptrdiff_t live_bytes;
+    std::size_t shrinking;  // the class that gives way to others
     bool had_returner;
   };
   struct returner {
@@ -127,12 +128,25 @@ class frames {
     return head;
   }
 
-  /// Not so when the lists are full, or the thread has ended.
-  static bool may_keep() noexcept {
-    if (std::exchange(lists_.had_returner, true)) return false;
-    static thread_local returner at_thread_end;
-    static_cast<void>(at_thread_end);
-    lists_.allowed = kept_bytes_max;
+  /// Gives blocks back to the heap, so that a size that was needed once does not keep others from
+  /// being recycled. False when the thread has ended.
+  static bool make_room() noexcept {
+    lists& own = lists_;
+    if (!std::exchange(own.had_returner, true)) {
+      static thread_local returner at_thread_end;
+      static_cast<void>(at_thread_end);
+      own.allowed = kept_bytes_max;
+    }
+    if (own.allowed == 0) return false;
+    while (own.kept_bytes >= own.allowed) {
+      block*& head = own.free[own.shrinking];
+      if (head == nullptr) {
+        if (++own.shrinking == class_count) own.shrinking = 0;
+        continue;
+      }
+      ::operator delete(std::exchange(head, head->next));
+      own.kept_bytes -= bytes_of(own.shrinking);
+    }
     return true;
   }
 
