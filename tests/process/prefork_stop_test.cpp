@@ -32,7 +32,9 @@ bool blocks_sigterm(pid_t pid) {
   while (file != nullptr && std::fgets(line, sizeof line, file) != nullptr)
     if (std::sscanf(line, "SigBlk: %llx", &blocked) == 1) break;
   if (file != nullptr) std::fclose(file);
-  return (blocked >> (SIGTERM - 1) & 1) != 0;
+  const auto blocks = [blocked](int signal) { return (blocked >> (signal - 1) & 1) != 0; };
+  // A new process has all signals blocked for a moment, while its C library sets it up.
+  return blocks(SIGTERM) && !blocks(SIGPROF);
 }
 
 }  // namespace
