@@ -81,12 +81,12 @@ def wait_until_quiet(pids, limit_s=60):
 
 
 class Servers:
-    """examples/echo by prefork: processes that share a listener."""
+    """servers/patient_echo: by prefork, processes that share a listener."""
 
     def __init__(self, programs, processes, workers):
         self.errors = tempfile.TemporaryFile()
         self.parent = subprocess.Popen(
-            [os.path.join(programs, "bench_echo"), "127.0.0.1", "0", str(workers), str(processes)],
+            [os.path.join(programs, "patient_echo"), str(workers), str(processes)],
             stdout=subprocess.PIPE, stderr=self.errors)
         self.first_line = self.parent.stdout.readline().decode().strip()
         found = re.search(r"listening on ([\d.]+):(\d+)", self.first_line)
