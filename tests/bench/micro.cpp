@@ -8,14 +8,6 @@
 #include "../task/manual_loop.hpp"
 
 #include <coax/coax.hpp>
-#if __has_include(<coax/sync/channel.hpp>)
-#include <coax/sync/channel.hpp>
-#define BENCH_CHANNEL 1
-#endif
-#if __has_include(<coax/sync/mutex.hpp>)
-#include <coax/sync/mutex.hpp>
-#define BENCH_MUTEX 1
-#endif
 
 #include <algorithm>
 #include <array>
@@ -199,7 +191,6 @@ coax::task<> event_wait_within(figure& f) {
   co_await waits(f, [](coax::event& e) { return coax::within(60s, e.wait()); });
 }
 
-#if defined(BENCH_CHANNEL)
 coax::task<> send_often(coax::channel<int>& to, int times) {
   for (int i = 0; i < times; ++i) {
     auto sent = co_await to.send(i);
@@ -222,9 +213,7 @@ coax::task<> channel_item(figure& f) {
     f.add(begun, times);
   }
 }
-#endif
 
-#if defined(BENCH_MUTEX)
 /// Locked and unlocked, with nobody else there.
 coax::task<> mutex_lock(figure& f) {
   coax::mutex m;
@@ -238,19 +227,14 @@ coax::task<> mutex_lock(figure& f) {
     f.add(begun, times);
   }
 }
-#endif
 
 constexpr std::pair<const char*, bench> benches[] = {
     {"create_run_destroy", create_run_destroy},
     {"spawn_join", spawn_join},
     {"yield", yield},
     {"hand_off", hand_off},
-#if defined(BENCH_CHANNEL)
     {"channel", channel_item},
-#endif
-#if defined(BENCH_MUTEX)
     {"mutex", mutex_lock},
-#endif
     {"timer_set_cancel", timer_set_cancel},
     {"event_wait", event_wait},
     {"event_wait_within", event_wait_within},
@@ -260,9 +244,6 @@ constexpr std::pair<const char*, bench> benches[] = {
 
 using echo = coax::task<> (*)(coax::stream);
 
-template <class Stream>
-constexpr bool receives = requires(Stream& s) { s.receive(); };
-
 coax::task<> echo_by_read(coax::stream conn) {
   std::array<std::byte, 1024> buf;
   while (auto n = co_await coax::within(60s, conn.read(buf))) {
@@ -271,18 +252,11 @@ coax::task<> echo_by_read(coax::stream conn) {
   }
 }
 
-/// Null where streams cannot `receive`.
-template <class Stream>
-constexpr echo echo_by_receive() {
-  if constexpr (receives<Stream>)
-    return [](Stream conn) -> coax::task<> {
-      while (auto data = co_await coax::within(60s, conn.receive())) {
-        auto sent = co_await coax::within(60s, conn.write(data->bytes()));
-        if (!sent) break;
-      }
-    };
-  else
-    return nullptr;
+coax::task<> echo_by_receive(coax::stream conn) {
+  while (auto data = co_await coax::within(60s, conn.receive())) {
+    auto sent = co_await coax::within(60s, conn.write(data->bytes()));
+    if (!sent) break;
+  }
 }
 
 /// Both ends in this program, on TCP: the client's part counts too. The first messages are to warm up.
@@ -348,10 +322,8 @@ std::string on_a_backend(coax::backend wanted) {
   double each = 0;
   run([&] { return allocations_each(echo_by_read, each); });
   figures.add("allocations_read", each);
-  if (constexpr echo by_receive = echo_by_receive<coax::stream>(); by_receive != nullptr) {
-    run([&] { return allocations_each(by_receive, each); });
-    figures.add("allocations_receive", each);
-  }
+  run([&] { return allocations_each(echo_by_receive, each); });
+  figures.add("allocations_receive", each);
   return figures.text();
 }
 

@@ -21,9 +21,9 @@ namespace coax::inline COAX_ABI::detail {
 /// Recycles coroutine frames, and what lives like them, in free lists of the thread.
 ///
 /// A frame is freed by the thread that ran it, nearly always soon before the next one of its size
-/// is asked for, so a list per size class answers without the heap. What they keep is capped; beyond
-/// that one goes back to the heap for each that comes. Under AddressSanitizer every frame comes from the heap, so that
-/// the use of a dead one is seen.
+/// is asked for, so a list per size class answers without the heap. What they keep is capped: when
+/// they are full, others go back to the heap for each that comes. Under AddressSanitizer every frame
+/// comes from the heap, so that the use of a dead one is seen.
 ///
 /// Errors    std::bad_alloc from `allocate`.
 /// Thread    any; a block freed on another thread joins that thread's lists.

@@ -43,7 +43,8 @@ class accept final : public basic_operation<accept, unique_fd> {
     }
     return calls.accept(fd(), SOCK_CLOEXEC);
   }
-  /// Of connections that wait, one in each turn would come by the ring; a call takes the next at once.
+  /// Of connections that wait, one in each turn would come by the ring; a call takes the next at
+  /// once.
   first_try tries_first() const noexcept override {
     return watched_as() == watching::shared ? first_try::always : first_try::never;
   }
