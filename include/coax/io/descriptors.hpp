@@ -40,6 +40,11 @@ struct descriptor {
 
   bool idle() const noexcept { return reader == nullptr && writer == nullptr && !multishot; }
 
+  /// A stream of ours of which nothing has to be remembered when an operation begins.
+  bool is_plain() const noexcept {
+    return owned && !closing && !read_cut && !write_cut && received.empty();
+  }
+
   /// Begins another life: forgets everything else.
   void renew(bool now_owned, bool is_tcp) noexcept {
     const int same_fd = fd;
@@ -62,14 +67,8 @@ class descriptor_table {
 
   /// The entry of `fd`. Null when `fd` is not open. Errors: std::bad_alloc.
   descriptor* find(int fd) {
-    if (fd < first_) return nullptr;
-    const auto index = static_cast<std::size_t>(fd - first_);
-    if (index >= size_) {
-      if (calls_.is_open(fd) < 0)
-        return nullptr;  // also bounds the table by the limit on open files
-      grow(index + 1);
-    }
-    return &at(index);
+    descriptor* d = known(fd);
+    return d != nullptr ? d : add(fd);
   }
 
   /// The entry of `fd` if there is one already.
@@ -90,6 +89,14 @@ class descriptor_table {
   static constexpr std::size_t chunk = 256;
 
   descriptor& at(std::size_t index) noexcept { return chunks_[index / chunk][index % chunk]; }
+
+  descriptor* add(int fd) {
+    // That also bounds the table by the limit on open files.
+    if (fd < first_ || calls_.is_open(fd) < 0) return nullptr;
+    const auto index = static_cast<std::size_t>(fd - first_);
+    grow(index + 1);
+    return &at(index);
+  }
 
   void grow(std::size_t size) {
     while (size_ < size) {

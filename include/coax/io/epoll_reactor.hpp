@@ -41,11 +41,8 @@ class epoll_reactor final : public readiness_reactor {
   static constexpr int events_max = 256;  // a turn
 
   int park(descriptor& d, const operation& op) noexcept override {
-    if (d.owned) {
-      // Once, for both directions. Adding reports what is true now, so no edge is lost before it.
-      if (d.registered) return 0;
-      return add(d, stream_events);
-    }
+    // Once, for both directions. Adding reports what is true now, so no edge is lost before it.
+    if (d.owned) return add(d, stream_events);
     if (op.watched_as() == watching::shared) {
       // EXCLUSIVE wakes one of the processes that wait, not all. It can be added and deleted, not
       // modified.

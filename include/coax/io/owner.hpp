@@ -10,28 +10,36 @@
 
 namespace coax::inline COAX_ABI::detail {
 
-/// How many forks lie between the first process and this one: tells a child from its parent without
-/// a system call.
+/// How many forks lie between the first process and this one, as far as they were counted: tells a
+/// child from its parent without a system call.
+inline constinit std::atomic<unsigned> forks_counted{0};
+
+/// The same, and counts them from the first call on.
 ///
 /// Thread    any.
 inline unsigned forks_so_far() noexcept {
-  static constinit std::atomic<unsigned> count{0};
-  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { ++count; });
+  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { ++forks_counted; });
   if (registered != 0) fatal("no memory to be told of a fork");
-  return count.load(std::memory_order_relaxed);
+  return forks_counted.load(std::memory_order_relaxed);
 }
 
 /// The thread and the process in which something was made, and the only ones that may use it.
+///
+/// In debug builds, a check ends the program with a message when somebody else is about to use it.
 class owner {
  public:
-  /// In debug builds, ends the program with a message when somebody else is about to use it.
-  void check() const noexcept {
+  void check_thread() const noexcept {
 #ifndef NDEBUG
     if (thread_ != std::this_thread::get_id())
       fatal(
           "a reactor was used from a thread that is not its own: use it from tasks that run on it; coax::post "
           "is the way in from other threads");
-    if (forks_ != forks_so_far())
+#endif
+  }
+
+  void check_process() const noexcept {
+#ifndef NDEBUG
+    if (forks_ != forks_counted.load(std::memory_order_relaxed))
       fatal(
           "a reactor was used on both sides of a fork: call coax::run in the child, or coax::prefork");
 #endif

@@ -86,7 +86,8 @@ class reactor : public loop {
   /// One turn: waits for the kernel if nothing is ready, then runs what is ready, then the timers
   /// that are due. Completions come before timers, so that what has completed beats its timeout.
   void turn() noexcept {
-    owner_.check();
+    owner_.check_thread();
+    owner_.check_process();
     const running_here guard(*this);
     poll(has_ready() ? std::optional(clock::time_point::min()) : deadlines().next());
     run_ready();
@@ -134,7 +135,8 @@ class reactor : public loop {
   class session {
    public:
     explicit session(reactor& r) : reactor_(r), running_(r) {
-      r.owner_.check();
+      r.owner_.check_thread();
+      r.owner_.check_process();
       r.serve(r.wait_for_posts());
       r.let_post(true);
     }
@@ -193,36 +195,26 @@ class reactor : public loop {
 
   /// Begins `op`. True when it ended at once.
   bool start(operation& op) noexcept {
-    owner_.check();
-    descriptor* d = nullptr;
-    if (detail::caught([&] { d = descriptors_.find(op.fd()); })) return op.result_ = -ENOMEM, true;
-    if (d == nullptr) return op.result_ = -EBADF, true;
-    if (d->closing) return op.result_ = -EBADF, true;
-    const bool reads = is_reader(op);
-    const bool writes = is_writer(op);
-    if ((reads && d->reader != nullptr) || (writes && d->writer != nullptr))
-      return op.result_ = -EBUSY, true;
-    if (op.watched_as() == watching::stream) {
-      if (!d->owned) take_over(*d);  // it was made on a reactor that is gone
-      if ((reads && d->read_cut) || (writes && d->write_cut))
-        return op.result_ = operation::cut_before, true;
-    }
+    owner_.check_process();
+    descriptor* d = descriptors_.known(op.fd());
+    const bool is_plain =
+        d != nullptr && d->is_plain() && op.watched_as() == watching::stream && !side_taken(*d, op);
     op.at_ = d;
-    if (reads && op.watched_as() == watching::stream && !d->received.empty() &&
-        op.take_received(d->received))
-      return true;
-    if (reads) d->reader = &op;
-    if (writes) d->writer = &op;
+    if (!is_plain && ends_at_once(op)) return true;
+    d = op.at_;
+    if (is_reader(op)) d->reader = &op;
+    if (is_writer(op)) d->writer = &op;
     ++in_flight_;
     ++submitted_;
     if (!submit(op)) return false;
     release(op);
+    spend_inline_completions(completions_of_an_operation);
     return true;
   }
 
   /// Asks `op`, which has begun, to end. It ends as stopped, or with its result if that came first.
   void stop(operation& op) noexcept {
-    owner_.check();
+    owner_.check_process();
     if (op.stop_requested_) return;
     op.stop_requested_ = true;
     cancel(op);
@@ -344,11 +336,8 @@ class reactor : public loop {
 
   /// Passes an answer of the kernel to `op`. True when that ended it; false to do it again.
   static bool take(operation& op, int answer) noexcept {
-    if (answer <= 0) answer = told_again(op, answer);
-    if (!op.at_->closing) return op.take(answer);
-    // To read nothing may be the work of the shutdown.
-    const bool is_result = answer > 0 || (answer == 0 && op.zero_is_a_result());
-    return op.take(is_result ? answer : -ECANCELED) || op.take(-ECANCELED);
+    if (answer > 0 && !op.at_->closing) return op.take(answer);
+    return take_end(op, answer);
   }
 
   /// The kernel says only once by which error a connection was lost, and then shows an end. Who
@@ -397,6 +386,38 @@ class reactor : public loop {
  private:
   friend class operation;
 
+  // An operation that ends at once costs as much as so many other waits. It makes a peer that always
+  // has more to send, and always takes more, yield to others after some 100 KB.
+  static constexpr int completions_of_an_operation = 8;
+
+  static bool side_taken(const descriptor& d, const operation& op) noexcept {
+    return (is_reader(op) && d.reader != nullptr) || (is_writer(op) && d.writer != nullptr);
+  }
+
+  /// Whether `op` is refused, or finds its result with the descriptor. Also gets ready what must be
+  /// before the first operation of a descriptor.
+  [[gnu::noinline]] bool ends_at_once(operation& op) noexcept {
+    if (detail::caught([&] { op.at_ = descriptors_.find(op.fd()); }))
+      return op.result_ = -ENOMEM, true;
+    descriptor* const d = op.at_;
+    if (d == nullptr || d->closing) return op.result_ = -EBADF, true;
+    if (side_taken(*d, op)) return op.result_ = -EBUSY, true;
+    if (op.watched_as() != watching::stream) return false;
+    if (!d->owned) take_over(*d);  // it was made on a reactor that is gone
+    if ((is_reader(op) && d->read_cut) || (is_writer(op) && d->write_cut))
+      return op.result_ = operation::cut_before, true;
+    return is_reader(op) && !d->received.empty() && op.take_received(d->received);
+  }
+
+  /// Takes an answer that is not merely so many bytes.
+  static bool take_end(operation& op, int answer) noexcept {
+    if (answer <= 0) answer = told_again(op, answer);
+    if (!op.at_->closing) return op.take(answer);
+    // To read nothing may be the work of the shutdown.
+    const bool is_result = answer > 0 || (answer == 0 && op.zero_is_a_result());
+    return op.take(is_result ? answer : -ECANCELED) || op.take(-ECANCELED);
+  }
+
   static int told_again(const operation& op, int answer) noexcept {
     if (op.watched_as() != watching::stream) return answer;
     descriptor& d = *op.at_;
@@ -424,7 +445,7 @@ class reactor : public loop {
 
   /// Does what was put off while something was pending on `d`.
   void settle(descriptor& d) noexcept {
-    if (!d.idle()) return;
+    if ((d.owned && !d.closing) || !d.idle()) return;
     // Also before it is closed: another process may keep the same socket open, and the kernel
     // would go on to report it.
     if (!d.owned) forget(d);

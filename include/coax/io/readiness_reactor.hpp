@@ -25,7 +25,7 @@ class readiness_reactor : public reactor {
   // --- what is left to a backend ---
 
   /// Sees to it that `became_ready` is called once `d` may be ready for what its reader and writer
-  /// wait for. Result: 0 or -errno.
+  /// wait for. An owned descriptor that is registered needs no more. Result: 0 or -errno.
   virtual int park(descriptor& d, const operation& op) noexcept = 0;
 
   // --- what a backend reports ---
@@ -73,18 +73,25 @@ class readiness_reactor : public reactor {
   }
 
   /// True when `op` has taken its last answer; else it is parked, or queued for another try.
-  bool attempt(operation& op) noexcept {
+  bool attempt(operation& op) noexcept { return must_wait(op) ? wait_for(op) : try_it(op); }
+
+  /// Whether the kernel has said all it knows, and has not reported the descriptor since.
+  static bool must_wait(const operation& op) noexcept {
+    return op.watched_as() == watching::stream &&
+           (op.at_->ready & static_cast<unsigned>(op.waits_for())) == 0;
+  }
+
+  [[gnu::noinline]] bool try_it(operation& op) noexcept {
     descriptor& d = *op.at_;
     const auto wanted = static_cast<unsigned>(op.waits_for());
     for (int tries = 0; tries < tries_max; ++tries) {
-      if (op.watched_as() == watching::stream && (d.ready & wanted) == 0) return wait_for(op, d);
       const int answer = op.perform(system());
       if (answer == -EINTR) continue;
       if (answer == -EAGAIN) {
         // What was seen once of a hang-up stays true, but it does not make a call ready that says
         // it is not.
         d.ready &= ~wanted;
-        return wait_for(op, d);
+        return wait_for(op);
       }
       // A TCP read that came back short has emptied the socket, so the next one need not ask. Not
       // so once the peer has ended the stream or sent urgent data: these came with an edge that is
@@ -93,13 +100,16 @@ class readiness_reactor : public reactor {
         d.ready &= ~wanted;
       if (take(op, answer)) return true;
       if (op.stop_requested()) break;
+      if (must_wait(op)) return wait_for(op);
     }
     op.retrying_ = true;
     retries_.push(op);
     return false;
   }
 
-  bool wait_for(operation& op, descriptor& d) noexcept {
+  bool wait_for(operation& op) noexcept {
+    descriptor& d = *op.at_;
+    if (d.owned && d.registered) return false;
     const int failed = park(d, op);
     return failed < 0 && take(op, failed);
   }

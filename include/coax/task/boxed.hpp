@@ -27,6 +27,8 @@ concept wait_description = requires(const D& d) {
 template <class Wait>
 class [[nodiscard]] boxed {
  public:
+  using resumed_by_loop = Wait;
+
   template <wait_description D>
   explicit boxed(const D& description) noexcept {
     if (void* memory = frames::try_allocate(sizeof(Wait)))

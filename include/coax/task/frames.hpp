@@ -32,7 +32,7 @@ class frames {
   static void* allocate(std::size_t size) {
     if (void* recycled = take(size)) return recycled;
     void* fresh = ::operator new(rounded(size));
-    count(size);
+    count_fresh(size);
     return fresh;
   }
 
@@ -40,27 +40,33 @@ class frames {
   static void* try_allocate(std::size_t size) noexcept {
     if (void* recycled = take(size)) return recycled;
     void* fresh = ::operator new(rounded(size), std::nothrow);
-    if (fresh != nullptr) count(size);
+    if (fresh != nullptr) count_fresh(size);
     return fresh;
   }
 
   static void deallocate(void* memory, std::size_t size) noexcept {
     lists& own = lists_;
-    --own.live;
-    own.live_bytes -= static_cast<std::ptrdiff_t>(size);
     const std::size_t index = class_of(size);
-    if (index >= class_count || (own.kept_bytes >= own.allowed && !make_room())) {
-      ::operator delete(memory);
-      return;
-    }
-    own.free[index] = ::new (memory) block{own.free[index]};
+    if (index >= class_count || own.kept_bytes >= own.allowed) return give_up(memory, size);
+    size_class& list = own.classes[index];
+    list.free = ::new (memory) block{list.free};
+    --list.live;
     own.kept_bytes += bytes_of(index);
   }
 
   /// Frames allocated and not yet freed by this thread.
-  static std::ptrdiff_t live() noexcept { return lists_.live; }
-  /// Their bytes, as they were asked for.
-  static std::ptrdiff_t live_bytes() noexcept { return lists_.live_bytes; }
+  static std::ptrdiff_t live() noexcept {
+    std::ptrdiff_t sum = lists_.large;
+    for (const size_class& each : lists_.classes) sum += each.live;
+    return sum;
+  }
+  /// The memory they take, in bytes.
+  static std::ptrdiff_t live_bytes() noexcept {
+    std::ptrdiff_t sum = lists_.large_bytes;
+    for (std::size_t index = 0; index < class_count; ++index)
+      sum += lists_.classes[index].live * static_cast<std::ptrdiff_t>(bytes_of(index));
+    return sum;
+  }
 
  private:
   // 24, 40, 56, ...: with the 8 bytes that malloc keeps in front, these fill its chunks.
@@ -76,14 +82,18 @@ class frames {
   struct block {
     block* next;
   };
+  struct size_class {
+    block* free;
+    std::ptrdiff_t live;
+  };
   // Trivial, so that reaching it costs no guard; `returner` gives its blocks back when the thread
   // ends.
   struct lists {
-    std::array<block*, class_count> free;
+    std::array<size_class, class_count> classes;
     std::size_t kept_bytes;
-    std::size_t allowed;  // 0 until `returner` is there, and when it is gone
-    std::ptrdiff_t live;
-    std::ptrdiff_t live_bytes;
+    std::size_t allowed;   // 0 until `returner` is there, and when it is gone
+    std::ptrdiff_t large;  // live ones beyond all classes
+    std::ptrdiff_t large_bytes;
     std::size_t shrinking;  // the class that gives way to others
     bool had_returner;
   };
@@ -93,8 +103,8 @@ class frames {
     returner& operator=(const returner&) = delete;
     ~returner() {
       lists_.allowed = 0;
-      for (block*& head : lists_.free)
-        while (head != nullptr) ::operator delete(std::exchange(head, head->next));
+      for (size_class& each : lists_.classes)
+        while (each.free != nullptr) ::operator delete(std::exchange(each.free, each.free->next));
     }
   };
 
@@ -110,22 +120,43 @@ class frames {
     return index < class_count ? bytes_of(index) : size;
   }
 
-  static void count(std::size_t size) noexcept {
-    ++lists_.live;
-    lists_.live_bytes += static_cast<std::ptrdiff_t>(size);
+  static void count_fresh(std::size_t size) noexcept {
+    const std::size_t index = class_of(size);
+    if (index < class_count) {
+      ++lists_.classes[index].live;
+    } else {
+      ++lists_.large;
+      lists_.large_bytes += static_cast<std::ptrdiff_t>(size);
+    }
   }
 
   /// A block of the class of `size`, if there is one.
   static void* take(std::size_t size) noexcept {
-    lists& own = lists_;
     const std::size_t index = class_of(size);
     if (index >= class_count) return nullptr;
-    block* head = own.free[index];
+    lists& own = lists_;
+    size_class& list = own.classes[index];
+    block* head = list.free;
     if (head == nullptr) return nullptr;
-    own.free[index] = head->next;
+    list.free = head->next;
+    ++list.live;
     own.kept_bytes -= bytes_of(index);
-    count(size);
     return head;
+  }
+
+  /// Frees one that no list has room for, or makes room for it.
+  [[gnu::noinline, gnu::cold]] static void give_up(void* memory, std::size_t size) noexcept {
+    lists& own = lists_;
+    const std::size_t index = class_of(size);
+    if (index >= class_count) {
+      --own.large;
+      own.large_bytes -= static_cast<std::ptrdiff_t>(size);
+    } else if (make_room()) {
+      return deallocate(memory, size);
+    } else {
+      --own.classes[index].live;
+    }
+    ::operator delete(memory);
   }
 
   /// Gives blocks back to the heap, so that a size that was needed once does not keep others from
@@ -139,7 +170,7 @@ class frames {
     }
     if (own.allowed == 0) return false;
     while (own.kept_bytes >= own.allowed) {
-      block*& head = own.free[own.shrinking];
+      block*& head = own.classes[own.shrinking].free;
       if (head == nullptr) {
         if (++own.shrinking == class_count) own.shrinking = 0;
         continue;

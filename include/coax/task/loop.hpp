@@ -190,7 +190,7 @@ class loop {
   /// Between two turns of the queue one coroutine may complete only so many waits at once; beyond,
   /// it queues like everybody, so that a connection that always has data cannot keep the loop.
   bool spend_inline_completion() noexcept {
-    if (inline_left_ == 0) return false;
+    if (inline_left_ <= 0) return false;
     --inline_left_;
     return true;
   }
@@ -210,6 +210,9 @@ class loop {
  protected:
   explicit loop(clock::time_point start) noexcept : timers_(start) {}
   ~loop() = default;
+
+  /// Counts one that costs more than others as so many.
+  void spend_inline_completions(int count) noexcept { inline_left_ -= count; }
 
   bool has_ready() const noexcept { return !ready_.empty(); }
   void make_ready(ready_queue& nodes) noexcept { ready_.append(nodes); }

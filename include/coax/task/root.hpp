@@ -145,7 +145,7 @@ class waiter : public ready_node {
   /// that, and end by themselves.
   enum class starting { unless_cancelled, always };
   explicit waiter(starting when) noexcept : starts_always_(when == starting::always) {}
-  ~waiter() {
+  [[gnu::always_inline]] ~waiter() {
     if (state_ == state::waiting || queued_)
       detail::fatal("a coroutine was destroyed while it waited: cancel it, and let it unwind");
   }
@@ -335,6 +335,7 @@ class root : public ready_node {
 inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promise) noexcept {
   if (state_ != state::idle)
     detail::fatal("something was awaited twice: call what makes it once for each await");
+  loop& here = loop::current();
   coroutine_ = coroutine;
   if (promise != nullptr) root_ = promise->root();
   if (root_ != nullptr) root_->check_loop();
@@ -348,12 +349,12 @@ inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promis
       root_->waiter_ = this;
     }
     state_ = state::waiting;
-    since_ = loop::current().turn_began();
+    since_ = here.turn_began();
     if (!start()) return true;
     if (root_ != nullptr) root_->waiter_ = nullptr;
   }
   state_ = state::completed;
-  if (loop::current().spend_inline_completion()) return false;
+  if (here.spend_inline_completion()) return false;
   resume_later();
   return true;
 }

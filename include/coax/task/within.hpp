@@ -43,15 +43,14 @@ class time_limit : public timer {
   timeout limit() const noexcept { return limit_; }
 
  protected:
-  ~time_limit() { drop_limit(); }
+  ~time_limit() {
+    if (is_set()) loop::current().deadlines().drop(*this);
+  }
 
   void set_limit() noexcept {
     loop& here = loop::current();
     here.deadlines().set(
         *this, limit_.after(limit_.value() < long_enough ? here.now() : here.rough_now()));
-  }
-  void drop_limit() noexcept {
-    if (is_set()) loop::current().deadlines().drop(*this);
   }
 
  private:
@@ -87,7 +86,6 @@ class within_wait final : private detail::time_limit {
   }
 
   result_type await_resume() {
-    drop_limit();
     if (wait_.was_stopped()) return std::make_error_code(std::errc::timed_out);
     if constexpr (std::is_void_v<await_result_t<Wait>>) {
       wait_.await_resume();
@@ -136,7 +134,6 @@ class within_task final : public detail::composite, private detail::time_limit {
   waiting_for describe() const noexcept override { return {"a task with a deadline"}; }
 
   result_type await_resume() {
-    drop_limit();
     rethrow_failure();
     if (!branch_.finished()) return std::make_error_code(std::errc::timed_out);
     if constexpr (std::is_void_v<T>)

@@ -41,14 +41,14 @@ class receive final : public basic_operation<receive, leased_buffer> {
   int perform(syscalls& calls) noexcept override {
     detail::buffer* into = reactor::current().take_buffer();
     if (into == nullptr) return -ENOMEM;
+    received_ = leased_buffer(*into);
     const int got = calls.recv(fd(), into->data(), detail::buffer::bytes_max, MSG_DONTWAIT);
-    drained_ = got > 0 && got < static_cast<int>(detail::buffer::bytes_max);
-    if (got > 0) {
-      into->fill(static_cast<std::uint32_t>(got));
-      received_ = leased_buffer(*into);
-    } else {
-      into->release();
+    if (got <= 0) {
+      received_ = leased_buffer();
+      return got;
     }
+    drained_ = got < static_cast<int>(detail::buffer::bytes_max);
+    into->fill(static_cast<std::uint32_t>(got));
     return got;
   }
   bool take(int answer) noexcept override {
