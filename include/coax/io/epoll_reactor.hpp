@@ -64,8 +64,6 @@ class epoll_reactor final : public readiness_reactor {
   }
 
   void poll(std::optional<clock::time_point> deadline) noexcept override {
-    if (has_retries()) deadline = clock::time_point::min();
-    run_retries();
     int count = 0;
     if (!spin(deadline, [&] { return (count = wait(clock::time_point::min())) != 0; }))
       count = wait(deadline);
@@ -75,9 +73,6 @@ class epoll_reactor final : public readiness_reactor {
       // Of a descriptor that is gone?
       if (d == nullptr || d->generation != event.data.u64 >> 32) continue;
       became_ready(*d, event.events);
-      // ONESHOT has fired for both directions: ask again for the one that still waits.
-      if (!d->owned && !d->registered && !d->idle())
-        park(*d, d->reader != nullptr ? *d->reader : *d->writer);
     }
   }
 

@@ -9,6 +9,7 @@
 #include <poll.h>
 
 #include <cerrno>
+#include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <system_error>
@@ -92,12 +93,17 @@ class operation : public waiter {
   bool stop_requested() const noexcept { return stop_requested_; }
 
  protected:
+  bool has_turn() const noexcept { return has_turn_; }
+  /// Makes the call of `op`, which has its turn, and resumes who awaits it if that ends it.
+  template <class Operation>
+  static void take_turn(Operation& op) noexcept;
+
   operation(int fd, short waits_for, watching how) noexcept
       : fd_(fd),
         drained_(false),
         watching_(how),
         stop_requested_(false),
-        retrying_(false),
+        has_turn_(false),
         polling_(false),
         cancel_queued_(false),
         by_multishot_(false),
@@ -105,6 +111,10 @@ class operation : public waiter {
         waits_for_(waits_for) {}
   operation(const operation&) = default;
   ~operation() = default;
+
+  /// Whether `op` could be done without waiting, and has its result.
+  template <class Operation>
+  static bool done_at_once(Operation& op, const coax::root& awaiting) noexcept;
 
   /// -errno or one of coax::errc, negated and beyond errno, as an error code.
   static std::error_code error_of(int answer) noexcept {
@@ -133,9 +143,9 @@ class operation : public waiter {
 
   watching watching_ : 2;
   bool stop_requested_ : 1;
-  bool retrying_ : 1;       // readiness: it is queued for its next try
+  bool has_turn_ : 1;       // readiness: it is among what is ready, for its next try
   bool polling_ : 1;        // io_uring: what is in the ring is a poll for `waits_for`
-  bool cancel_queued_ : 1;  // io_uring: a cancellation waits for room in the ring
+  bool cancel_queued_ : 1;  // it is given up at its turn; io_uring: when the ring has room
   bool by_multishot_ : 1;   // completion: the kernel does not have it, but serves it
   bool no_multishot_ : 1;   // completion: that was tried
   short waits_for_;
@@ -146,6 +156,17 @@ class operation : public waiter {
 template <class Derived, class T>
 class basic_operation : public operation {
  public:
+  /// Whether to try it before it is begun. For one whose call mostly succeeds.
+  static constexpr bool is_tried_at_once = false;
+
+  template <class P>
+  bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
+    if constexpr (Derived::is_tried_at_once && task_promise<P>)
+      if (done_at_once(static_cast<Derived&>(*this), *coroutine.promise().root())) return false;
+    this->is_awaited_by(coroutine);
+    return this->begins();
+  }
+
   [[nodiscard]] result<T> await_resume() noexcept {
     if (result_ < 0) return error_of(result_);
     return static_cast<Derived&>(*this).value(result_);
@@ -155,6 +176,13 @@ class basic_operation : public operation {
   explicit basic_operation(int fd, watching how) noexcept
       : operation(fd, Derived::waits_for, how) {}
   basic_operation(int fd, short waits_for, watching how) noexcept : operation(fd, waits_for, how) {}
+
+ private:
+  friend class operation;
+  void run() noexcept final {
+    if (this->has_turn()) return this->take_turn(static_cast<Derived&>(*this));
+    this->resume();
+  }
 };
 
 }  // namespace coax::inline COAX_ABI

@@ -23,17 +23,21 @@ inline unsigned forks_so_far() noexcept {
   return forks_counted.load(std::memory_order_relaxed);
 }
 
+[[noreturn]] inline void fatal_other_thread() noexcept {
+  fatal(
+      "a reactor was used from a thread that is not its own: use it from tasks that run on it; coax::post "
+      "is the way in from other threads");
+}
+
 /// The thread and the process in which something was made, and the only ones that may use it.
 ///
 /// In debug builds, a check ends the program with a message when somebody else is about to use it.
 class owner {
  public:
-  void check_thread() const noexcept {
+  void check() const noexcept {
 #ifndef NDEBUG
-    if (thread_ != std::this_thread::get_id())
-      fatal(
-          "a reactor was used from a thread that is not its own: use it from tasks that run on it; coax::post "
-          "is the way in from other threads");
+    if (thread_ != std::this_thread::get_id()) fatal_other_thread();
+    check_process();
 #endif
   }
 

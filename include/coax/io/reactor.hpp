@@ -86,8 +86,7 @@ class reactor : public loop {
   /// One turn: waits for the kernel if nothing is ready, then runs what is ready, then the timers
   /// that are due. Completions come before timers, so that what has completed beats its timeout.
   void turn() noexcept {
-    owner_.check_thread();
-    owner_.check_process();
+    owner_.check();
     const running_here guard(*this);
     poll(has_ready() ? std::optional(clock::time_point::min()) : deadlines().next());
     run_ready();
@@ -135,8 +134,7 @@ class reactor : public loop {
   class session {
    public:
     explicit session(reactor& r) : reactor_(r), running_(r) {
-      r.owner_.check_thread();
-      r.owner_.check_process();
+      r.owner_.check();
       r.serve(r.wait_for_posts());
       r.let_post(true);
     }
@@ -195,7 +193,7 @@ class reactor : public loop {
 
   /// Begins `op`. True when it ended at once.
   bool start(operation& op) noexcept {
-    owner_.check_process();
+    check_runs_here();
     descriptor* d = descriptors_.known(op.fd());
     const bool is_plain =
         d != nullptr && d->is_plain() && op.watched_as() == watching::stream && !side_taken(*d, op);
@@ -212,9 +210,37 @@ class reactor : public loop {
     return true;
   }
 
+  /// Makes the call of `op` when it is worth trying and no rule stands against it. True when it has
+  /// taken its last answer, and need not begin; false to begin it.
+  template <class Operation>
+  bool does_at_once(Operation& op) noexcept {
+    check_runs_here();
+    descriptor* const d = descriptors_.known(op.fd());
+    if (d == nullptr || !d->is_plain() || side_taken(*d, op)) return false;
+    static_cast<operation&>(op).at_ = d;
+    if (!worth_a_call(op) || !spend_inline_completion() || call(op) != progress::ended)
+      return false;
+    ++submitted_;
+    spend_inline_completions(completions_of_an_operation);
+    return true;
+  }
+
+  /// `op`, which the backend has made ready, has its turn. True when it has ended, and its coroutine
+  /// is to be resumed.
+  template <class Operation>
+  bool ends_in_turn(Operation& op) noexcept {
+    operation& any = op;
+    any.has_turn_ = false;
+    if (any.cancel_queued_) return was_stopped(any), false;
+    const progress made = call(op);
+    if (made != progress::ended && !go_on(any, made)) return false;
+    release(any);
+    return true;
+  }
+
   /// Asks `op`, which has begun, to end. It ends as stopped, or with its result if that came first.
   void stop(operation& op) noexcept {
-    owner_.check_process();
+    check_runs_here();
     if (op.stop_requested_) return;
     op.stop_requested_ = true;
     cancel(op);
@@ -296,11 +322,58 @@ class reactor : public loop {
 
   // --- the seam: what a backend does ---
 
+  /// How far calls have brought an operation.
+  enum class progress : std::uint8_t {
+    ended,       ///< it has taken its last answer
+    would_wait,  ///< there is no more to be had now
+    goes_on,     ///< there may be more, but others are to have their turn
+  };
+
+  /// Makes the call of `op`, as long as that gets it on. Where `Operation` is a final class, nothing
+  /// of that is a virtual call: after a system call, each of those would be mispredicted.
+  template <class Operation>
+  progress call(Operation& op) noexcept {
+    operation& any = op;
+    descriptor& d = *any.at_;
+    const auto wanted = static_cast<unsigned>(any.waits_for());
+    for (int tries = 0; tries < tries_max; ++tries) {
+      const int answer = op.perform(calls_);
+      if (answer == -EINTR) continue;
+      if (answer == -EAGAIN) {
+        // What was seen once of a hang-up stays true, but it does not make a call ready that says
+        // it is not.
+        d.ready &= ~wanted;
+        return progress::would_wait;
+      }
+      // A TCP read that came back short has emptied the socket, so the next one need not ask. Not
+      // so once the peer has ended the stream or sent urgent data: these came with an edge that is
+      // not repeated, and there is more to read.
+      if (op.drained() && short_read_is_all_ && d.tcp && (d.ready & descriptor::sticky) == 0)
+        d.ready &= ~wanted;
+      if (answer > 0 && !d.closing ? op.take(answer) : take_end(any, answer))
+        return progress::ended;
+      if (op.watched_as() == watching::stream && (d.ready & wanted) == 0)
+        return progress::would_wait;
+    }
+    return progress::goes_on;
+  }
+
+  /// A kernel that gives fewer bytes than it has, as a simulation does on purpose, says so: then
+  /// only EAGAIN means that there is no more.
+  void short_reads_leave_more() noexcept { short_read_is_all_ = false; }
+
+  /// Whether the call of `op` may well succeed now, and costs less than to ask the kernel.
+  virtual bool worth_a_call([[maybe_unused]] const operation& op) noexcept { return false; }
   /// Asks the kernel. True when `op` has taken its last answer already; else `ended` or
   /// `was_stopped` follows.
   virtual bool submit(operation& op) noexcept = 0;
   /// Asks the kernel to give `op` up. `ended` or `was_stopped` follows.
   virtual void cancel(operation& op) noexcept = 0;
+  /// What is to become of `op`, which the backend had made ready, and whose calls have not ended it.
+  /// True when it has taken its last answer after all.
+  virtual bool go_on([[maybe_unused]] operation& op, [[maybe_unused]] progress made) noexcept {
+    return false;
+  }
   /// Submits everything and waits until something has ended or `deadline` has passed; without one,
   /// for ever. Resumes nothing: what ends becomes ready.
   virtual void poll(std::optional<clock::time_point> deadline) noexcept = 0;
@@ -385,6 +458,18 @@ class reactor : public loop {
 
  private:
   friend class operation;
+
+  /// Cheaper than `owner_.check()`, which each turn has made.
+  void check_runs_here() const noexcept {
+#ifndef NDEBUG
+    if (running() != this) detail::fatal_other_thread();
+    owner_.check_process();
+#endif
+  }
+
+  // One operation tries so often in a row at most, so that a transfer of gigabytes lets others in
+  // between.
+  static constexpr int tries_max = 16;
 
   // An operation that ends at once costs as much as so many other waits. It makes a peer that always
   // has more to send, and always takes more, yield to others after some 100 KB.
@@ -523,6 +608,7 @@ class reactor : public loop {
   std::uint64_t cancelled_ = 0;
   std::size_t elsewhere_ = 0;
   clock::duration spin_{0};
+  bool short_read_is_all_ = true;
   std::string fallback_reason_;
   detail::services services_;
   detail::owner owner_;
@@ -534,6 +620,16 @@ class reactor : public loop {
 };
 
 inline bool operation::start() noexcept { return reactor::current().start(*this); }
+template <class Operation>
+bool operation::done_at_once(Operation& op, const coax::root& awaiting) noexcept {
+  if (awaiting.stopping() || !reactor::current().does_at_once(op)) return false;
+  op.completed_at_once();
+  return true;
+}
 inline void operation::stop() noexcept { reactor::current().stop(*this); }
+template <class Operation>
+void operation::take_turn(Operation& op) noexcept {
+  if (reactor::current().ends_in_turn(op)) op.complete_in_turn();
+}
 
 }  // namespace coax::inline COAX_ABI

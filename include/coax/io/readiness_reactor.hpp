@@ -10,17 +10,13 @@
 namespace coax::inline COAX_ABI {
 
 /// A reactor over a kernel that says when a call is worth trying: perform; if it would block, park;
-/// perform again.
+/// when it is ready, queue; perform again.
 ///
 /// epoll and the simulation differ only in how they park, wait and tell the time, and in their
 /// `syscalls`.
 class readiness_reactor : public reactor {
  protected:
   using reactor::reactor;
-
-  /// A kernel that gives fewer bytes than it has, as a simulation does on purpose, says so: then
-  /// only EAGAIN means that there is no more.
-  void short_reads_leave_more() noexcept { short_read_is_all_ = false; }
 
   // --- what is left to a backend ---
 
@@ -35,87 +31,46 @@ class readiness_reactor : public reactor {
     d.ready |= events;
     if ((events & (POLLRDHUP | POLLHUP | POLLERR)) != 0) d.ready |= POLLIN;
     if ((events & (POLLHUP | POLLERR)) != 0) d.ready |= POLLOUT;
-    operation* const reader = d.reader;
-    operation* const writer = d.writer;
-    // One that is queued for its next try will see it then; it must not end while it is in the
-    // queue.
-    if (reader != nullptr && !reader->retrying_) progress(*reader);
-    if (writer != nullptr && writer != reader && d.writer == writer && !writer->retrying_)
-      progress(*writer);
-  }
-
-  /// True while operations wait for their next try without the kernel's word.
-  bool has_retries() const noexcept { return !retries_.empty(); }
-
-  void run_retries() noexcept {
-    for (std::size_t left = retries_.size(); left > 0; --left) {
-      auto& op = static_cast<operation&>(*retries_.pop());
-      op.retrying_ = false;
-      progress(op);
-    }
+    if (d.reader != nullptr) try_later(*d.reader);
+    if (d.writer != nullptr && d.writer != d.reader) try_later(*d.writer);
   }
 
  private:
-  // One operation tries so often in a row at most, so that a transfer of gigabytes lets others in
-  // between.
-  static constexpr int tries_max = 16;
-
-  bool submit(operation& op) noexcept final { return attempt(op); }
-
-  void cancel(operation& op) noexcept final {
-    if (op.retrying_) retries_.remove(op);
-    op.retrying_ = false;
-    was_stopped(op);
-  }
-
-  void progress(operation& op) noexcept {
-    if (attempt(op)) ended(op);
-  }
-
-  /// True when `op` has taken its last answer; else it is parked, or queued for another try.
-  bool attempt(operation& op) noexcept { return must_wait(op) ? wait_for(op) : try_it(op); }
-
   /// Whether the kernel has said all it knows, and has not reported the descriptor since.
   static bool must_wait(const operation& op) noexcept {
     return op.watched_as() == watching::stream &&
            (op.at_->ready & static_cast<unsigned>(op.waits_for())) == 0;
   }
 
-  [[gnu::noinline]] bool try_it(operation& op) noexcept {
-    descriptor& d = *op.at_;
-    const auto wanted = static_cast<unsigned>(op.waits_for());
-    for (int tries = 0; tries < tries_max; ++tries) {
-      const int answer = op.perform(system());
-      if (answer == -EINTR) continue;
-      if (answer == -EAGAIN) {
-        // What was seen once of a hang-up stays true, but it does not make a call ready that says
-        // it is not.
-        d.ready &= ~wanted;
-        return wait_for(op);
-      }
-      // A TCP read that came back short has emptied the socket, so the next one need not ask. Not
-      // so once the peer has ended the stream or sent urgent data: these came with an edge that is
-      // not repeated, and there is more to read.
-      if (op.drained() && short_read_is_all_ && d.tcp && (d.ready & descriptor::sticky) == 0)
-        d.ready &= ~wanted;
-      if (take(op, answer)) return true;
-      if (op.stop_requested()) break;
-      if (must_wait(op)) return wait_for(op);
-    }
-    op.retrying_ = true;
-    retries_.push(op);
-    return false;
+  bool worth_a_call(const operation& op) noexcept final { return !must_wait(op); }
+
+  bool submit(operation& op) noexcept final {
+    const progress made = must_wait(op) ? progress::would_wait : call(op);
+    return made == progress::ended || go_on(op, made);
   }
 
-  bool wait_for(operation& op) noexcept {
+  void cancel(operation& op) noexcept final {
+    if (!op.has_turn_) return was_stopped(op);
+    op.cancel_queued_ = true;
+  }
+
+  bool go_on(operation& op, progress made) noexcept final {
+    if (made == progress::goes_on) return give_turn(op), false;
     descriptor& d = *op.at_;
     if (d.owned && d.registered) return false;
     const int failed = park(d, op);
     return failed < 0 && take(op, failed);
   }
 
-  ready_queue retries_;
-  bool short_read_is_all_ = true;
+  /// The call is made when `op` has its turn: right before what becomes of its result, while that
+  /// lies in the caches.
+  void try_later(operation& op) noexcept {
+    if (!op.has_turn_ && !must_wait(op)) give_turn(op);
+  }
+  void give_turn(operation& op) noexcept {
+    op.has_turn_ = true;
+    make_ready(op);
+  }
 };
 
 }  // namespace coax::inline COAX_ABI

@@ -62,8 +62,6 @@ class uring_reactor final : public completion_reactor {
   static constexpr unsigned completions_per_entry = 4;
   static constexpr unsigned entries_max =
       1 << 14;  // more, and the kernel has no room for the completions
-  // A transfer that could go on for ever without waiting lets others in between.
-  static constexpr int tries_max = 16;
   // Up to so many completions in a turn count as few: see operation::first_try.
   static constexpr unsigned few = 1;
 
@@ -82,19 +80,12 @@ class uring_reactor final : public completion_reactor {
   }
 
   bool submit(operation& op) noexcept override {
-    if (tries_now(op)) {
-      for (int tries = 0; tries < tries_max; ++tries) {
-        const int answer = op.perform(system());
-        if (answer == -EINTR) continue;
-        if (answer == -EAGAIN) break;
-        if (take(op, answer)) return true;
-      }
-    }
+    if (worth_a_call(op) && call(op) == progress::ended) return true;
     queue(op);
     return false;
   }
 
-  bool tries_now(const operation& op) noexcept {
+  bool worth_a_call(const operation& op) noexcept override {
     const operation::first_try when = op.tries_first();
     if (when != operation::first_try::when_few) return when == operation::first_try::always;
     if (completions_ > few || tried_ || kernel_has_work()) return false;

@@ -84,7 +84,7 @@ class host_reactor : public Base, public driven_loop {
   host_reactor(host_services& services, kernel& calls)
       : Base(calls, services.now()), services_(services), kernel_(calls) {}
 
-  virtual bool asks_kernel() const noexcept = 0;
+  virtual bool asks_kernel() const noexcept { return false; }
 
   host_services& services_;
   kernel& kernel_;
@@ -118,17 +118,11 @@ class readiness_host final : public host_reactor<readiness_reactor> {
   }
 
   void poll(std::optional<clock::time_point>) noexcept override {
-    run_retries();
     for (const kernel::event& e : kernel_.take_events()) {
       descriptor* d = descriptors().known(e.fd);
-      if (d == nullptr) continue;
-      became_ready(*d, e.events);
-      if (!d->owned && !d->registered && !d->idle())
-        park(*d, d->reader != nullptr ? *d->reader : *d->writer);
+      if (d != nullptr) became_ready(*d, e.events);
     }
   }
-
-  bool asks_kernel() const noexcept override { return has_retries(); }
 
   static unsigned wanted_by(const operation* op) noexcept {
     return op == nullptr ? 0 : static_cast<std::uint16_t>(op->waits_for());
@@ -149,7 +143,6 @@ class ring_host final : public host_reactor<completion_reactor> {
       : host_reactor(services, calls), engine_(e) {}
 
  private:
-  static constexpr int tries_max = 16;
   // Few, so that they run out: in a turn, and when the program keeps what it has received. Enough
   // of the latter for more than a descriptor may hold that nobody asks for.
   static constexpr std::size_t provided_max = 6;
@@ -173,15 +166,12 @@ class ring_host final : public host_reactor<completion_reactor> {
     bool postponed = false;  // it, and what came after it, was left for another turn
   };
 
+  bool worth_a_call(const operation& op) noexcept override {
+    return op.tries_first() != operation::first_try::never;
+  }
+
   bool submit(operation& op) noexcept override {
-    if (op.tries_first() != operation::first_try::never) {
-      for (int tries = 0; tries < tries_max; ++tries) {
-        const int answer = op.perform(system());
-        if (answer == -EINTR) continue;
-        if (answer == -EAGAIN) break;
-        if (take(op, answer)) return true;
-      }
-    }
+    if (worth_a_call(op) && call(op) == progress::ended) return true;
     queue(op);
     return false;
   }

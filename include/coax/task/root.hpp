@@ -114,10 +114,8 @@ class waiter : public ready_node {
 
   template <class P>
   bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
-    if constexpr (task_promise<P>)
-      return wait(coroutine, &coroutine.promise());
-    else
-      return wait(coroutine, nullptr);  // a foreign coroutine: in no scope, so nobody cancels it
+    is_awaited_by(coroutine);
+    return ready_now() ? continues() : begins();
   }
 
   /// Asks the wait to end without its result. Has no effect on one that has ended already.
@@ -159,20 +157,46 @@ class waiter : public ready_node {
   void complete() noexcept { end(state::completed); }
   void stopped() noexcept { end(state::stopped); }
 
+  template <class P>
+  void is_awaited_by(std::coroutine_handle<P> coroutine) noexcept {
+    if constexpr (task_promise<P>)
+      is_awaited_in(coroutine, coroutine.promise().root());
+    else
+      is_awaited_in(coroutine, nullptr);  // of another library: in no scope, so nobody cancels it
+  }
+
+  /// Begins the wait, unless it was ready before. True to suspend.
+  bool begins() noexcept;
+
+  /// The result is there before the wait has begun.
+  void completed_at_once() noexcept { state_ = state::completed; }
+
+  /// What `complete` does, and what follows at its turn, of a wait that has its turn now.
+  void complete_in_turn() noexcept {
+    leave_root();
+    state_ = state::completed;
+    resume();
+  }
+
+  /// The turn of a wait that has ended.
+  void run() noexcept override { resume(); }
+  void resume() noexcept {
+    queued_ = false;
+    loop::current().set_running_root(root_);
+    coroutine_.resume();
+  }
+
  private:
   enum class state : std::uint8_t { idle, waiting, completed, stopped };
 
-  bool wait(std::coroutine_handle<> coroutine, promise_base* promise) noexcept;
+  void is_awaited_in(std::coroutine_handle<> coroutine, coax::root* r) noexcept;
+  bool continues() noexcept;
   void end(state how) noexcept;
   void resume_later() noexcept {
     queued_ = true;
     loop::current().make_ready(*this);
   }
-  void run() noexcept final {
-    queued_ = false;
-    loop::current().set_running_root(root_);
-    coroutine_.resume();
-  }
+  void leave_root() noexcept;
 
   std::coroutine_handle<> coroutine_;
   coax::root* root_ = nullptr;
@@ -332,43 +356,49 @@ class root : public ready_node {
   std::uint16_t shields_ = 0;
 };
 
-inline bool waiter::wait(std::coroutine_handle<> coroutine, promise_base* promise) noexcept {
+inline void waiter::is_awaited_in(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
   if (state_ != state::idle)
     detail::fatal("something was awaited twice: call what makes it once for each await");
-  loop& here = loop::current();
   coroutine_ = coroutine;
-  if (promise != nullptr) root_ = promise->root();
-  if (root_ != nullptr) root_->check_loop();
-  if (!ready_now()) {
-    if (root_ != nullptr) {
-      if (root_->stopping() && !starts_always_) {
-        state_ = state::stopped;
-        root_->unwind_later();
-        return true;
-      }
-      root_->waiter_ = this;
+  root_ = r;
+  if (r != nullptr) r->check_loop();
+}
+
+inline bool waiter::begins() noexcept {
+  loop& here = loop::current();
+  if (root_ != nullptr) {
+    if (root_->stopping() && !starts_always_) {
+      state_ = state::stopped;
+      root_->unwind_later();
+      return true;
     }
-    state_ = state::waiting;
-    since_ = here.turn_began();
-    if (!start()) return true;
-    if (root_ != nullptr) root_->waiter_ = nullptr;
+    root_->waiter_ = this;
   }
+  state_ = state::waiting;
+  since_ = here.turn_began();
+  if (!start()) return true;
+  if (root_ != nullptr) root_->waiter_ = nullptr;
+  return continues();
+}
+
+/// The result is there: the coroutine goes on, now or, if it has gone on for long, at its turn.
+inline bool waiter::continues() noexcept {
   state_ = state::completed;
-  if (here.spend_inline_completion()) return false;
+  if (loop::current().spend_inline_completion()) return false;
   resume_later();
   return true;
 }
 
+inline void waiter::leave_root() noexcept {
+  if (root_ == nullptr) return;
+  root_->check_loop();
+  root_->waiter_ = nullptr;
+}
+
 inline void waiter::end(state how) noexcept {
-  if (root_ != nullptr) {
-    root_->check_loop();
-    root_->waiter_ = nullptr;
-    if (how == state::stopped && root_->stopping()) {
-      state_ = how;
-      return root_->unwind_later();
-    }
-  }
+  leave_root();
   state_ = how;
+  if (how == state::stopped && root_ != nullptr && root_->stopping()) return root_->unwind_later();
   resume_later();
 }
 

@@ -22,6 +22,7 @@ namespace coax::inline COAX_ABI::operations {
 class send final : public basic_operation<send, std::size_t> {
  public:
   static constexpr short waits_for = interest::writable;
+  static constexpr bool is_tried_at_once = true;  // a socket mostly has room
   enum class until { some, all };
 
   send(int fd, std::span<const std::byte> from, until enough) noexcept
@@ -38,8 +39,8 @@ class send final : public basic_operation<send, std::size_t> {
   int perform(syscalls& calls) noexcept override {
     return calls.send(fd(), rest().data(), rest().size(), MSG_DONTWAIT | MSG_NOSIGNAL);
   }
-  /// A socket mostly has room. Where one message is all there is to do, a plain call saves entering
-  /// the ring for it; where there are several, one system call submits them all.
+  /// Where one message is all there is to do, a plain call saves entering the ring for it; where
+  /// there are several, one system call submits them all.
   first_try tries_first() const noexcept override { return first_try::when_few; }
 
   bool take(int answer) noexcept override {
