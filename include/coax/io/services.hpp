@@ -5,8 +5,9 @@
 #include <coax/task/task.hpp>
 
 #include <coroutine>
-#include <list>
+#include <memory>
 #include <utility>
+#include <vector>
 
 namespace coax::inline COAX_ABI::detail {
 
@@ -14,14 +15,14 @@ namespace coax::inline COAX_ABI::detail {
 /// they are cancelled when the run ends.
 class services {
  public:
-  void spawn(task<> t) { running_.emplace_back(std::move(t), roots_); }
+  void spawn(task<> t) { running_.push_back(std::make_unique<service>(std::move(t), roots_)); }
 
   void cancel() noexcept {
-    for (service& s : running_) s.cancel();
+    for (const auto& each : running_) each->cancel();
   }
   bool all_ended() const noexcept {
-    for (const service& s : running_)
-      if (!s.has_ended()) return false;
+    for (const auto& each : running_)
+      if (!each->has_ended()) return false;
     return true;
   }
 
@@ -49,7 +50,7 @@ class services {
   };
 
   root_list roots_;  // apart from those of the loop: a dump shows the user's tasks
-  std::list<service> running_;
+  std::vector<std::unique_ptr<service>> running_;
 };
 
 }  // namespace coax::inline COAX_ABI::detail
