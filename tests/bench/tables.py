@@ -63,7 +63,7 @@ def head(bench, arguments, cxx):
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
     print(f"`CXX={cxx} tests/bench/run {' '.join(arguments)}`, "
           f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC. {machine()}, "
-          f"{version.splitlines()[0]}, -O2. A system call that does nothing takes "
+          f"{version.splitlines()[0]}, -O2 -DNDEBUG. A system call that does nothing takes "
           f"{system_call_ns():.0f} ns. Loopback TCP.\n")
     for word in bench.left_out:
         print(f"Left out: {word}.\n")

@@ -115,6 +115,52 @@ TEST_CASE("a byte that comes together with the cancellation is delivered, or sta
   });
 }
 
+TEST_CASE("a byte that comes in the turn in which another task cancels, or closes, is not lost") {
+  on_each_backend_and_simulation([]() -> coax::task<> {
+    for (int round = 0; round < 8; ++round) {
+      const bool closes = round % 2 == 0;
+      const bool other_first = round % 4 < 2;  // in the order in which the kernel reports them
+      fd_pair p = unix_pair();
+      fd_pair other = unix_pair();
+      taken_over socket(std::move(p.ours));
+      const taken_over others(std::move(other.ours));
+      const int fd = socket.get();
+      std::string got;
+      std::error_code failed;
+      const auto reads = [&]() -> coax::task<> {
+        std::array<std::byte, 16> some;
+        auto n = co_await receive(fd, some);
+        if (n)
+          got = text_of(std::span(some).first(*n));
+        else
+          failed = n.error();
+      };
+      cancellable root(reads());
+      const auto intrudes = [&]() -> coax::task<> {
+        std::array<std::byte, 16> some;
+        auto n = co_await receive(others.get(), some);
+        n.value();
+        if (closes)
+          socket.close();
+        else
+          root.cancel();
+      };
+      cancellable intruder(intrudes());
+      co_await turns(2);
+      put(other_first ? other.theirs : p.theirs, "x");
+      put(other_first ? p.theirs : other.theirs, "x");
+      co_await end_of(root);
+      co_await end_of(intruder);
+      if (closes) {
+        CHECK((got == "x" || failed == std::errc::operation_canceled));
+        CHECK_FALSE(is_open(fd));
+      } else {
+        CHECK(got + drain(fd) == "x");
+      }
+    }
+  });
+}
+
 TEST_CASE(
     "bytes that the socket takes together with the cancellation are counted, or were not sent") {
   on_each_backend_and_simulation([]() -> coax::task<> {

@@ -21,8 +21,8 @@
 
 namespace {
 
-/// A completion-based kernel by script. It can have one multishot receive; what else is submitted
-/// waits until it is cancelled, but for a receive, which a test can end.
+/// A completion-based kernel by script. It can have one multishot receive, which a test can end; what
+/// else is submitted waits until it is cancelled.
 class scripted final : public coax::completion_reactor {
  public:
   std::string_view backend() const noexcept override { return "a script"; }
@@ -50,7 +50,14 @@ class scripted final : public coax::completion_reactor {
     if (last) --armed;
   }
 
-  bool submit(coax::operation& op) noexcept override { return queue(op), false; }
+  bool worth_a_call(const coax::operation& op) noexcept override {
+    return op.tries_first() == coax::operation::first_try::always;
+  }
+  bool submit(coax::operation& op) noexcept override {
+    if (worth_a_call(op) && call(op) == progress::ended) return true;
+    queue(op);
+    return false;
+  }
   void queue(coax::operation& op) noexcept override {
     if (served_by_multishot(op)) return;
     if (op.watched_as() == coax::watching::stream) ++submitted_alone;
@@ -115,6 +122,15 @@ coax::task<> receives(int fd, std::string_view expected) {
   co_await turns();
   REQUIRE(r.has_ended());
   CHECK(r.got == expected);
+}
+
+/// Has a multishot receive begun, for which nobody waits.
+coax::task<> receives_first(scripted& kernel, int fd) {
+  receiver first(fd);
+  co_await turns(1);
+  kernel.message("first");
+  co_await turns();
+  REQUIRE(first.got == "first");
 }
 
 }  // namespace
@@ -193,6 +209,32 @@ TEST_CASE("what comes when nobody waits is kept in order, and soon the multishot
     CHECK(kernel.armed == 0);
     for (int i = 0; i < count; ++i) co_await receives(fd, std::to_string(i));
     CHECK(kernel.begun == 1);
+  });
+}
+
+TEST_CASE(
+    "after a multishot was stopped, each buffer is received by a call, until one is not full") {
+  on_script([](scripted& kernel, int) -> coax::task<> {
+    fd_pair p = unix_pair();
+    const taken_over ours(std::move(p.ours));
+    const int fd = ours.get();
+    co_await receives_first(kernel, fd);
+    int count = 0;
+    while (kernel.stopped == 0) kernel.message(std::to_string(count++));
+    co_await turns();
+    for (int i = 0; i < count; ++i) co_await receives(fd, std::to_string(i));
+
+    const std::string full(coax::detail::buffer::bytes_max, 'f');
+    for (int i = 0; i < 3; ++i) {
+      REQUIRE(here().send(p.theirs.get(), full.data(), full.size(), 0) ==
+              static_cast<int>(full.size()));
+      co_await receives(fd, full);
+    }
+    REQUIRE(here().send(p.theirs.get(), "x", 1, 0) == 1);
+    co_await receives(fd, "x");
+    CHECK(kernel.begun == 1);
+    CHECK(kernel.submitted_alone == 0);
+
     receiver next(fd);
     co_await turns(1);
     CHECK(kernel.begun == 2);

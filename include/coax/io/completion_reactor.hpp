@@ -19,6 +19,10 @@ namespace coax::inline COAX_ABI {
 /// takes what comes, or until the descriptor is closed; the number of the descriptor stays taken
 /// until its last completion.
 ///
+/// The kernel delivers what has come in batches of up to 32 buffers, a megabyte, which nobody else is
+/// served beside. From a peer that floods, `receive` takes a buffer at a time by a plain call, until
+/// there is less than that.
+///
 /// io_uring and the simulation differ in how they submit, cancel and wait.
 class completion_reactor : public reactor {
  protected:
@@ -51,8 +55,9 @@ class completion_reactor : public reactor {
     if (op.watched_as() != watching::stream || !is_reader(op)) return false;
     descriptor& d = *op.at_;
     if (!d.multishot) {
-      if (!op.wants_multishot() || op.no_multishot_ || d.multishot_refused || !arm_multishot(d))
+      if (!op.wants_multishot() || op.no_multishot_ || d.multishot_refused || d.floods)
         return false;
+      if (!arm_multishot(d)) return false;
       d.multishot = true;
       ++multishots_;
     }
@@ -88,7 +93,10 @@ class completion_reactor : public reactor {
 
     operation* const reader = d->reader;
     if (reader == nullptr || !reader->by_multishot_) {
-      if (!last && d->received.size() > unread_max) stop_multishot(*d);
+      if (!last && d->received.size() > unread_max) {
+        d->floods = true;
+        stop_multishot(*d);
+      }
     } else if (!d->received.empty() && reader->take_received(d->received)) {
       reader->by_multishot_ = false;
       ended(*reader);

@@ -36,6 +36,7 @@ struct descriptor {
   bool multishot : 1 = false;          // completion: the kernel has a multishot receive of it
   bool multishot_stops : 1 = false;    // it was asked to end
   bool multishot_refused : 1 = false;  // this kind of socket cannot have one
+  bool floods : 1 = false;             // one had to be stopped, and there is still much to receive
   std::uint8_t lost : 7 = 0;           // the errno by which the connection was lost
 
   bool idle() const noexcept { return reader == nullptr && writer == nullptr && !multishot; }

@@ -163,8 +163,7 @@ class basic_operation : public operation {
   bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
     if constexpr (Derived::is_tried_at_once && task_promise<P>)
       if (done_at_once(static_cast<Derived&>(*this), *coroutine.promise().root())) return false;
-    this->is_awaited_by(coroutine);
-    return this->begins();
+    return operation::await_suspend(coroutine);
   }
 
   [[nodiscard]] result<T> await_resume() noexcept {

@@ -194,19 +194,14 @@ class reactor : public loop {
   /// Begins `op`. True when it ended at once.
   bool start(operation& op) noexcept {
     check_runs_here();
-    descriptor* d = descriptors_.known(op.fd());
-    const bool is_plain =
-        d != nullptr && d->is_plain() && op.watched_as() == watching::stream && !side_taken(*d, op);
-    op.at_ = d;
-    if (!is_plain && ends_at_once(op)) return true;
-    d = op.at_;
-    if (is_reader(op)) d->reader = &op;
-    if (is_writer(op)) d->writer = &op;
+    if (op.at_ == nullptr && !is_plain(op) && ends_at_once(op)) return true;
+    if (is_reader(op)) op.at_->reader = &op;
+    if (is_writer(op)) op.at_->writer = &op;
     ++in_flight_;
     ++submitted_;
     if (!submit(op)) return false;
     release(op);
-    spend_inline_completions(completions_of_an_operation);
+    spend_inline_completions(more_than_a_completion(op));
     return true;
   }
 
@@ -215,13 +210,10 @@ class reactor : public loop {
   template <class Operation>
   bool does_at_once(Operation& op) noexcept {
     check_runs_here();
-    descriptor* const d = descriptors_.known(op.fd());
-    if (d == nullptr || !d->is_plain() || side_taken(*d, op)) return false;
-    static_cast<operation&>(op).at_ = d;
-    if (!worth_a_call(op) || !spend_inline_completion() || call(op) != progress::ended)
-      return false;
+    if (!is_plain(op) || !worth_a_call(op) || !spend_inline_completion()) return false;
+    if (call(op) != progress::ended) return false;
     ++submitted_;
-    spend_inline_completions(completions_of_an_operation);
+    spend_inline_completions(more_than_a_completion(op));
     return true;
   }
 
@@ -471,9 +463,24 @@ class reactor : public loop {
   // between.
   static constexpr int tries_max = 16;
 
-  // An operation that ends at once costs as much as so many other waits. It makes a peer that always
-  // has more to send, and always takes more, yield to others after some 100 KB.
-  static constexpr int completions_of_an_operation = 8;
+  /// For how many completions an operation counts that ended at once, besides its own: it has cost a
+  /// system call, and about as much again for each 8 KB. So a peer that always has more to send, and
+  /// takes all that is sent to it, has others wait for 64 KB.
+  static int more_than_a_completion(const operation& op) noexcept {
+    constexpr int of_the_call = 8;
+    constexpr int bytes_of_one = 1024;
+    const bool transfers = op.watched_as() == watching::stream && op.result_ > 0;
+    return of_the_call + (transfers ? op.result_ / bytes_of_one : 0);
+  }
+
+  /// Whether no rule stands against `op`, as is the rule; then it has its descriptor.
+  bool is_plain(operation& op) noexcept {
+    descriptor* const d = descriptors_.known(op.fd());
+    if (d == nullptr || !d->is_plain() || op.watched_as() != watching::stream) return false;
+    if (side_taken(*d, op)) return false;
+    op.at_ = d;
+    return true;
+  }
 
   static bool side_taken(const descriptor& d, const operation& op) noexcept {
     return (is_reader(op) && d.reader != nullptr) || (is_writer(op) && d.writer != nullptr);

@@ -92,6 +92,7 @@ class channel {
       return sent_ || channel_.closed_;
     }
     bool start() noexcept override {
+      if (ready_now()) return true;
       channel_.senders_.push(*this);
       return false;
     }
@@ -122,6 +123,7 @@ class channel {
     friend class channel;
     bool ready_now() noexcept override { return channel_.take(value_) || channel_.closed_; }
     bool start() noexcept override {
+      if (ready_now()) return true;
       channel_.receivers_.push(*this);
       return false;
     }

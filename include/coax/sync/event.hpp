@@ -43,6 +43,7 @@ class event {
     friend class event;
     bool ready_now() noexcept override { return event_.set_; }
     bool start() noexcept override {
+      if (ready_now()) return true;
       event_.waiting_.push(*this);
       return false;
     }

@@ -104,6 +104,7 @@ class [[nodiscard]] mutex::lock_awaiter final : public waiter, private claim {
  private:
   bool ready_now() noexcept override { return mutex_.try_lock(); }
   bool start() noexcept override {
+    if (ready_now()) return true;
     mutex_.claims_.push(*this);
     return false;
   }

@@ -88,6 +88,7 @@ class [[nodiscard]] semaphore::acquire_awaiter final
   friend class semaphore;
   bool ready_now() noexcept override { return semaphore_.try_acquire(); }
   bool start() noexcept override {
+    if (ready_now()) return true;
     semaphore_.waiting_.push(*this);
     return false;
   }

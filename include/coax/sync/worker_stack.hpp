@@ -114,6 +114,7 @@ class worker_stack {
       return stack_.take_waiting(item_) || stack_.nothing_will_come();
     }
     bool start() noexcept override {
+      if (ready_now()) return true;
       stack_.push(*this);
       return false;
     }
@@ -154,6 +155,7 @@ class worker_stack {
       return true;
     }
     bool start() noexcept override {
+      if (ready_now()) return true;
       stack_.reservers_.push(*this);
       return false;
     }

@@ -114,8 +114,10 @@ class waiter : public ready_node {
 
   template <class P>
   bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
-    is_awaited_by(coroutine);
-    return ready_now() ? continues() : begins();
+    if constexpr (task_promise<P>)
+      return begin(coroutine, coroutine.promise().root());
+    else
+      return begin(coroutine, nullptr);  // of another library: in no scope, so nobody cancels it
   }
 
   /// Asks the wait to end without its result. Has no effect on one that has ended already.
@@ -148,7 +150,8 @@ class waiter : public ready_node {
       detail::fatal("a coroutine was destroyed while it waited: cancel it, and let it unwind");
   }
 
-  /// Takes the result if it is there without waiting. Tried even while the root is being cancelled.
+  /// Takes the result if it is there without waiting. All that is tried while the root is being
+  /// cancelled.
   virtual bool ready_now() noexcept { return false; }
   /// Begins; true when the result is there already.
   virtual bool start() noexcept = 0;
@@ -156,17 +159,6 @@ class waiter : public ready_node {
 
   void complete() noexcept { end(state::completed); }
   void stopped() noexcept { end(state::stopped); }
-
-  template <class P>
-  void is_awaited_by(std::coroutine_handle<P> coroutine) noexcept {
-    if constexpr (task_promise<P>)
-      is_awaited_in(coroutine, coroutine.promise().root());
-    else
-      is_awaited_in(coroutine, nullptr);  // of another library: in no scope, so nobody cancels it
-  }
-
-  /// Begins the wait, unless it was ready before. True to suspend.
-  bool begins() noexcept;
 
   /// The result is there before the wait has begun.
   void completed_at_once() noexcept { state_ = state::completed; }
@@ -189,8 +181,8 @@ class waiter : public ready_node {
  private:
   enum class state : std::uint8_t { idle, waiting, completed, stopped };
 
-  void is_awaited_in(std::coroutine_handle<> coroutine, coax::root* r) noexcept;
-  bool continues() noexcept;
+  /// True to suspend the coroutine.
+  bool begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept;
   void end(state how) noexcept;
   void resume_later() noexcept {
     queued_ = true;
@@ -356,35 +348,28 @@ class root : public ready_node {
   std::uint16_t shields_ = 0;
 };
 
-inline void waiter::is_awaited_in(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
+inline bool waiter::begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
   if (state_ != state::idle)
     detail::fatal("something was awaited twice: call what makes it once for each await");
+  loop& here = loop::current();
   coroutine_ = coroutine;
   root_ = r;
   if (r != nullptr) r->check_loop();
-}
-
-inline bool waiter::begins() noexcept {
-  loop& here = loop::current();
-  if (root_ != nullptr) {
-    if (root_->stopping() && !starts_always_) {
+  if (r != nullptr && r->stopping() && !starts_always_) {
+    if (!ready_now()) {
       state_ = state::stopped;
-      root_->unwind_later();
+      r->unwind_later();
       return true;
     }
-    root_->waiter_ = this;
+  } else {
+    if (r != nullptr) r->waiter_ = this;
+    state_ = state::waiting;
+    since_ = here.turn_began();
+    if (!start()) return true;
+    if (r != nullptr) r->waiter_ = nullptr;
   }
-  state_ = state::waiting;
-  since_ = here.turn_began();
-  if (!start()) return true;
-  if (root_ != nullptr) root_->waiter_ = nullptr;
-  return continues();
-}
-
-/// The result is there: the coroutine goes on, now or, if it has gone on for long, at its turn.
-inline bool waiter::continues() noexcept {
   state_ = state::completed;
-  if (loop::current().spend_inline_completion()) return false;
+  if (here.spend_inline_completion()) return false;
   resume_later();
   return true;
 }

@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/buffer_pool.hpp>
+#include <coax/io/descriptors.hpp>
 #include <coax/io/inbox.hpp>
 #include <coax/io/leased_buffer.hpp>
 #include <coax/io/operation.hpp>
@@ -20,7 +21,7 @@ namespace coax::inline COAX_ABI::operations {
 /// something to receive.
 ///
 /// On io_uring the bytes come from the multishot receive of the descriptor, which this starts. Where
-/// that cannot be had it waits until there is something, and calls recv(2).
+/// that is not to be had it waits until there is something, and calls recv(2).
 ///
 /// Result    a lease of what there is.
 /// Errors    coax::errc::end_of_stream when the peer has ended the stream; ENOMEM; else as recv(2).
@@ -48,6 +49,7 @@ class receive final : public basic_operation<receive, leased_buffer> {
       return got;
     }
     drained_ = got < static_cast<int>(detail::buffer::bytes_max);
+    if (drained_) at_->floods = false;
     into->fill(static_cast<std::uint32_t>(got));
     return got;
   }
@@ -61,6 +63,10 @@ class receive final : public basic_operation<receive, leased_buffer> {
   }
 
   bool wants_multishot() const noexcept override { return true; }
+  /// From a peer that floods there is something to receive.
+  first_try tries_first() const noexcept override {
+    return at_->floods ? first_try::always : first_try::never;
+  }
   bool take_received(inbox& from) noexcept override {
     if (!from.has_bytes()) return take(from.take_end());
     received_ = leased_buffer(from.pop());
