@@ -32,6 +32,7 @@ class scripted final : public coax::completion_reactor {
   int stopped = 0;  ///< cancellations asked for
   int submitted_alone = 0;
   bool has_room = true;
+  bool ends_when_asked = true;
 
   void message(std::string_view text, bool last = false) {
     coax::detail::buffer& b = *buffers()->take();
@@ -67,6 +68,7 @@ class scripted final : public coax::completion_reactor {
     was_stopped(op);
   }
   void poll(std::optional<coax::clock::time_point>) noexcept override {
+    if (!ends_when_asked) return;
     if (stopped > told_ && armed > 0) end(-ECANCELED);
     told_ = stopped;
   }
@@ -209,6 +211,27 @@ TEST_CASE("what comes when nobody waits is kept in order, and soon the multishot
     CHECK(kernel.armed == 0);
     for (int i = 0; i < count; ++i) co_await receives(fd, std::to_string(i));
     CHECK(kernel.begun == 1);
+  });
+}
+
+TEST_CASE("nothing is received by a call while a multishot that was stopped may deliver more") {
+  on_script([](scripted& kernel, int) -> coax::task<> {
+    fd_pair p = unix_pair();
+    const taken_over ours(std::move(p.ours));
+    const int fd = ours.get();
+    co_await receives_first(kernel, fd);
+    kernel.ends_when_asked = false;
+    int count = 0;
+    while (kernel.stopped == 0) kernel.message(std::to_string(count++));
+    for (int i = 0; i < count; ++i) co_await receives(fd, std::to_string(i));
+    REQUIRE(here().send(p.theirs.get(), "after", 5, 0) == 5);
+    receiver r(fd);
+    co_await turns();
+    CHECK(!r.has_ended());
+    kernel.message("the last", true);
+    co_await turns();
+    CHECK(r.got == "the last");
+    co_await receives(fd, "after");
   });
 }
 

@@ -88,6 +88,58 @@ TEST_CASE("events of a closed stream do not reach the one that got its number") 
   }
 }
 
+TEST_CASE("a read that has its turn leaves alone the stream that has got its number meanwhile") {
+  on_each_backend([]() -> coax::task<> {
+    for (const bool borrowed : {true, false}) {
+      // A ring has the next step of such a read already, and makes it on whatever has the number.
+      if (!borrowed && coax::reactor::current().backend() != "epoll") continue;
+      fd_pair old = borrowed ? pipe_to_us() : unix_pair();
+      fd_pair other = unix_pair();
+      const taken_over others(std::move(other.ours));
+      const int number = old.ours.get();
+      if (!borrowed) coax::reactor::current().own(number, false);
+      std::error_code failed;
+      std::size_t got = 0;
+      const auto reads = [&]() -> coax::task<> {
+        std::array<std::byte, 10> some;
+        coax::result<std::size_t> n = 0U;
+        if (borrowed)
+          n = co_await coax::read(number, some);
+        else
+          n = co_await receive_full(number, some);
+        if (n)
+          got = *n;
+        else
+          failed = n.error();
+      };
+      std::optional<taken_over> second;
+      fd_pair fresh = unix_pair();
+      const auto replaces = [&]() -> coax::task<> {
+        std::array<std::byte, 16> some;
+        auto n = co_await receive(others.get(), some);
+        n.value();
+        old.ours.reset();  // behind the reactor's back
+        give_number(fresh, number);
+        second.emplace(std::move(fresh.ours));
+        put(fresh.theirs, "new");
+      };
+      if (!borrowed) put(old.theirs, "half");
+      cancellable reader(reads());
+      cancellable replacer(replaces());
+      co_await turns();
+      put(other.theirs, "x");  // the kernel reports this first
+      put(old.theirs, "old");
+      co_await end_of(replacer);
+      co_await end_of(reader);
+      CHECK(((borrowed && got == 3) || failed == std::errc::operation_canceled));
+      std::array<std::byte, 16> some;
+      auto n = co_await receive(number, some);
+      REQUIRE(n);
+      CHECK(text_of(std::span(some).first(*n)) == "new");
+    }
+  });
+}
+
 TEST_CASE("a stream that had nothing is not asked again before the kernel says that it has") {
   counting calls;
   const auto reactor = reactor_of(coax::backend::epoll, calls);

@@ -39,6 +39,7 @@ struct descriptor {
   bool floods : 1 = false;             // one had to be stopped, and there is still much to receive
   std::uint8_t lost : 7 = 0;           // the errno by which the connection was lost
 
+  bool is_awaited_by(const operation& op) const noexcept { return reader == &op || writer == &op; }
   bool idle() const noexcept { return reader == nullptr && writer == nullptr && !multishot; }
 
   /// A stream of ours of which nothing has to be remembered when an operation begins.

@@ -93,10 +93,12 @@ class operation : public waiter {
   bool stop_requested() const noexcept { return stop_requested_; }
 
  protected:
-  bool has_turn() const noexcept { return has_turn_; }
-  /// Makes the call of `op`, which has its turn, and resumes who awaits it if that ends it.
+  /// The turn of `op`: makes its call, and resumes who awaits it if that ends it; or resumes who
+  /// awaits one that has ended.
   template <class Operation>
   static void take_turn(Operation& op) noexcept;
+
+  void run() noexcept override { take_turn(*this); }
 
   operation(int fd, short waits_for, watching how) noexcept
       : fd_(fd),
@@ -145,7 +147,7 @@ class operation : public waiter {
   bool stop_requested_ : 1;
   bool has_turn_ : 1;       // readiness: it is among what is ready, for its next try
   bool polling_ : 1;        // io_uring: what is in the ring is a poll for `waits_for`
-  bool cancel_queued_ : 1;  // it is given up at its turn; io_uring: when the ring has room
+  bool cancel_queued_ : 1;  // io_uring: a cancellation waits for room in the ring
   bool by_multishot_ : 1;   // completion: the kernel does not have it, but serves it
   bool no_multishot_ : 1;   // completion: that was tried
   short waits_for_;
@@ -178,10 +180,7 @@ class basic_operation : public operation {
 
  private:
   friend class operation;
-  void run() noexcept final {
-    if (this->has_turn()) return this->take_turn(static_cast<Derived&>(*this));
-    this->resume();
-  }
+  void run() noexcept final { this->take_turn(static_cast<Derived&>(*this)); }
 };
 
 }  // namespace coax::inline COAX_ABI

@@ -32,6 +32,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 namespace coax::inline COAX_ABI {
@@ -201,7 +202,6 @@ class reactor : public loop {
     ++submitted_;
     if (!submit(op)) return false;
     release(op);
-    spend_inline_completions(more_than_a_completion(op));
     return true;
   }
 
@@ -213,19 +213,21 @@ class reactor : public loop {
     if (!is_plain(op) || !worth_a_call(op) || !spend_inline_completion()) return false;
     if (call(op) != progress::ended) return false;
     ++submitted_;
-    spend_inline_completions(more_than_a_completion(op));
     return true;
   }
 
   /// `op`, which the backend has made ready, has its turn. True when it has ended, and its coroutine
-  /// is to be resumed.
+  /// is to be resumed. If it was asked to stop after it had been made ready, its result came first.
   template <class Operation>
   bool ends_in_turn(Operation& op) noexcept {
     operation& any = op;
     any.has_turn_ = false;
-    if (any.cancel_queued_) return was_stopped(any), false;
+    if (!any.at_->is_awaited_by(any) || any.at_->closing) return was_stopped(any), false;
     const progress made = call(op);
-    if (made != progress::ended && !go_on(any, made)) return false;
+    if (made != progress::ended) {
+      if (any.stop_requested_) return was_stopped(any), false;
+      if (!go_on(any, made)) return false;
+    }
     release(any);
     return true;
   }
@@ -321,15 +323,17 @@ class reactor : public loop {
     goes_on,     ///< there may be more, but others are to have their turn
   };
 
-  /// Makes the call of `op`, as long as that gets it on. Where `Operation` is a final class, nothing
-  /// of that is a virtual call: after a system call, each of those would be mispredicted.
+  /// Makes the call of `op`, as long as that gets it on. Where its class is final, nothing of that is
+  /// a virtual call: after a system call, each of those would be mispredicted.
   template <class Operation>
-  progress call(Operation& op) noexcept {
-    operation& any = op;
+  progress call(Operation& given) noexcept {
+    std::conditional_t<may_be_called_directly<Operation>, Operation, operation>& op = given;
+    operation& any = given;
     descriptor& d = *any.at_;
     const auto wanted = static_cast<unsigned>(any.waits_for());
     for (int tries = 0; tries < tries_max; ++tries) {
       const int answer = op.perform(calls_);
+      spend_inline_completions(more_than_a_completion(any, answer));
       if (answer == -EINTR) continue;
       if (answer == -EAGAIN) {
         // What was seen once of a hang-up stays true, but it does not make a call ready that says
@@ -340,11 +344,11 @@ class reactor : public loop {
       // A TCP read that came back short has emptied the socket, so the next one need not ask. Not
       // so once the peer has ended the stream or sent urgent data: these came with an edge that is
       // not repeated, and there is more to read.
-      if (op.drained() && short_read_is_all_ && d.tcp && (d.ready & descriptor::sticky) == 0)
+      if (any.drained() && short_read_is_all_ && d.tcp && (d.ready & descriptor::sticky) == 0)
         d.ready &= ~wanted;
       if (answer > 0 && !d.closing ? op.take(answer) : take_end(any, answer))
         return progress::ended;
-      if (op.watched_as() == watching::stream && (d.ready & wanted) == 0)
+      if (any.watched_as() == watching::stream && (d.ready & wanted) == 0)
         return progress::would_wait;
     }
     return progress::goes_on;
@@ -418,7 +422,7 @@ class reactor : public loop {
   /// `op` ended without an answer, because it was asked to, or because its descriptor was closed.
   void was_stopped(operation& op) noexcept {
     ++cancelled_;
-    op.cut_off();
+    if (op.at_->is_awaited_by(op)) op.cut_off();  // else its number stands for another stream now
     release(op);
     if (op.stop_requested_) return op.stopped();
     op.result_ = -ECANCELED;
@@ -463,15 +467,22 @@ class reactor : public loop {
   // between.
   static constexpr int tries_max = 16;
 
-  /// For how many completions an operation counts that ended at once, besides its own: it has cost a
-  /// system call, and about as much again for each 8 KB. So a peer that always has more to send, and
-  /// takes all that is sent to it, has others wait for 64 KB.
-  static int more_than_a_completion(const operation& op) noexcept {
+  /// For how many completions of waits a call counts, besides that of its operation, and about as many
+  /// again for each 8 KB that it has moved. So a peer that always has more to send, and takes all that
+  /// is sent to it, has others wait for 64 KB.
+  static int more_than_a_completion(const operation& op, int answer) noexcept {
     constexpr int of_the_call = 8;
     constexpr int bytes_of_one = 1024;
-    const bool transfers = op.watched_as() == watching::stream && op.result_ > 0;
-    return of_the_call + (transfers ? op.result_ / bytes_of_one : 0);
+    const bool moved = op.watched_as() == watching::stream && answer > 0;
+    return of_the_call + (moved ? answer / bytes_of_one : 0);
   }
+
+  template <class Operation>
+  static constexpr bool may_be_called_directly =
+      std::is_final_v<Operation> && requires(Operation& op, syscalls& calls) {
+        op.perform(calls);
+        op.take(0);
+      };
 
   /// Whether no rule stands against `op`, as is the rule; then it has its descriptor.
   bool is_plain(operation& op) noexcept {
@@ -629,14 +640,18 @@ class reactor : public loop {
 inline bool operation::start() noexcept { return reactor::current().start(*this); }
 template <class Operation>
 bool operation::done_at_once(Operation& op, const coax::root& awaiting) noexcept {
+  operation& any = op;
+  any.must_be_new();
   if (awaiting.stopping() || !reactor::current().does_at_once(op)) return false;
-  op.completed_at_once();
+  any.completed_at_once();
   return true;
 }
 inline void operation::stop() noexcept { reactor::current().stop(*this); }
 template <class Operation>
 void operation::take_turn(Operation& op) noexcept {
-  if (reactor::current().ends_in_turn(op)) op.complete_in_turn();
+  operation& any = op;
+  if (!any.has_turn_) return any.resume();
+  if (reactor::current().ends_in_turn(op)) any.complete_in_turn();
 }
 
 }  // namespace coax::inline COAX_ABI

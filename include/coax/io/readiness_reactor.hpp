@@ -49,9 +49,9 @@ class readiness_reactor : public reactor {
     return made == progress::ended || go_on(op, made);
   }
 
+  /// One that has its turn to come ends then.
   void cancel(operation& op) noexcept final {
-    if (!op.has_turn_) return was_stopped(op);
-    op.cancel_queued_ = true;
+    if (!op.has_turn_) was_stopped(op);
   }
 
   bool go_on(operation& op, progress made) noexcept final {

@@ -160,6 +160,11 @@ class waiter : public ready_node {
   void complete() noexcept { end(state::completed); }
   void stopped() noexcept { end(state::stopped); }
 
+  void must_be_new() const noexcept {
+    if (state_ != state::idle)
+      detail::fatal("something was awaited twice: call what makes it once for each await");
+  }
+
   /// The result is there before the wait has begun.
   void completed_at_once() noexcept { state_ = state::completed; }
 
@@ -349,8 +354,7 @@ class root : public ready_node {
 };
 
 inline bool waiter::begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
-  if (state_ != state::idle)
-    detail::fatal("something was awaited twice: call what makes it once for each await");
+  must_be_new();
   loop& here = loop::current();
   coroutine_ = coroutine;
   root_ = r;
