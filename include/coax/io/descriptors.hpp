@@ -61,6 +61,8 @@ struct descriptor {
   }
 };
 
+static_assert(sizeof(void*) != 8 || sizeof(descriptor) == 48, "there is one for each connection");
+
 /// The descriptors of a reactor by number. Entries keep their address.
 class descriptor_table {
  public:

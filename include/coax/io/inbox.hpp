@@ -57,7 +57,7 @@ class inbox {
   }
 
   /// The answer that came last: 0 is the end of the stream, else -errno.
-  void end(int answer) noexcept { end_ = answer; }
+  void end(int answer) noexcept { end_ = static_cast<std::int16_t>(answer); }
   /// Takes the end. An error is reported once, as the kernel does; what comes after it, the kernel
   /// is asked.
   int take_end() noexcept { return std::exchange(end_, not_ended); }
@@ -68,10 +68,10 @@ class inbox {
   }
 
  private:
-  static constexpr int not_ended = 1;
+  static constexpr std::int16_t not_ended = 1;
 
   detail::buffer* last_ = nullptr;  // its `next` is the first
-  int end_ = not_ended;
+  std::int16_t end_ = not_ended;
   std::uint16_t count_ = 0;
 };
 

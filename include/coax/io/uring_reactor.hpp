@@ -86,6 +86,7 @@ class uring_reactor final : public completion_reactor {
   }
 
   bool worth_a_call(const operation& op) noexcept override {
+    if (op.at_->multishot && is_reader(op)) return false;
     const operation::first_try when = op.tries_first();
     if (when != operation::first_try::when_few) return when == operation::first_try::always;
     if (completions_ > few || tried_ || kernel_has_work()) return false;
