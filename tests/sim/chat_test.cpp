@@ -270,7 +270,8 @@ task<> says_and_leaves(int tag, int lines, outcomes& seen) {
 
 }  // namespace
 
-TEST_CASE("who stays in the chat hears each line whole, once and in order, on bad days") {
+TEST_CASE("who stays in the chat hears each line whole, once and in order, on bad days",
+          "[seeds]") {
   simulated::on_bad_days(bad_day);
 }
 

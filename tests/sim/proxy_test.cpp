@@ -255,6 +255,7 @@ void bad_day(std::uint64_t seed, bool print) {
 
 }  // namespace
 
-TEST_CASE("the proxy relays all of it in order, or it does not end in order, on bad days") {
+TEST_CASE("the proxy relays all of it in order, or it does not end in order, on bad days",
+          "[seeds]") {
   simulated::on_bad_days(bad_day);
 }

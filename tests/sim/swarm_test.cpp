@@ -143,4 +143,6 @@ void bad_day(std::uint64_t seed, bool print) {
 
 }  // namespace
 
-TEST_CASE("the echo server survives bad days of all kinds") { simulated::on_bad_days(bad_day); }
+TEST_CASE("the echo server survives bad days of all kinds", "[seeds]") {
+  simulated::on_bad_days(bad_day);
+}
