@@ -324,7 +324,7 @@ class reactor : public loop {
   };
 
   /// Makes the call of `op`, as long as that gets it on. Where its class is final, nothing of that is
-  /// a virtual call: after a system call, each of those would be mispredicted.
+  /// a virtual call.
   template <class Operation>
   progress call(Operation& given) noexcept {
     std::conditional_t<may_be_called_directly<Operation>, Operation, operation>& op = given;
