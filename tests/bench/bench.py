@@ -36,7 +36,7 @@ def main():
     for section, keys, show in (
             ("lockstep", ["l64"], tables.lockstep_table), ("observed", ["seen"], tables.observed_table),
             ("closed", ["c64"], tables.closed_table),
-            ("spin", ["c1"], tables.spin_table), ("open", ["open"], tables.open_table),
+            ("spin", ["c1", "c1w"], tables.spin_table), ("open", ["open"], tables.open_table),
             ("churn", ["churn"], tables.churn_table), ("firehose", ["hose"], tables.firehose_table),
             ("idle", ["idle"], tables.idle_table)):
         if section in b.sections and b.has(*keys):

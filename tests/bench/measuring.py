@@ -124,6 +124,9 @@ LOADS = [
     Load("seen_closed", "observed", "64 x 64 B, closed loop", ["closed", "--observe"], (0.2, 1), (1, 3)),
     Load("c1", "spin", "1 x 64 B", ["closed", "--connections", "1"], (0.3, 2), (1, 5),
          lambda s: s.group == "spin" or s.name in ("raw_uring", "raw_epoll")),
+    Load("c1w", "spin", "1 x 64 B, the load never sleeps",
+         ["closed", "--connections", "1", "--watch"], (0.3, 2), (1, 5),
+         lambda s: s.group == "spin" or s.name in ("raw_uring", "raw_epoll")),
     Load("open", "open", "64 connections, 10,000 messages/s", ["open", "--rate", "10000"],
          (0.3, 1), (1.5, 3), lambda s: s.group != "spin" and is_main(s)),
     Load("churn", "churn", "connect, one echo, close", ["churn"], (0.3, 1), (0.8, 5),
@@ -217,8 +220,8 @@ class Bench:
             with server.start(self.build, workers, few=True) as running:
                 few = self.load(load, running, ["--connections", "1", "--seconds", "0"])
             for when in ("silent", "after_echo"):
-                kept = figures[f"resident_{when}"] - few["resident_without"]
-                figures[f"bytes_{when}"] = kept / IDLE_CONNECTIONS[self.mode]
+                kept = figures[f"resident_{when}"] - few[f"resident_{when}"]
+                figures[f"bytes_{when}"] = kept / (IDLE_CONNECTIONS[self.mode] - 1)
         return figures
 
     def load(self, load, running, more):

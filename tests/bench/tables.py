@@ -97,10 +97,13 @@ def closed_table(b):
 
 
 def spin_table(b):
-    print("**One connection**, server and load on a core each.\n")
-    table(["server", "messages/s", "p50 (us)"],
-          [[s.label, b.spread("c1", s.name, "rate"), number(b.median("c1", s.name, "p50_us"))]
-           for s in b.rows("c1")])
+    print("**One connection**, server and load on a core each. A load that sleeps until its reply is "
+          "there pays for a wake-up itself; one that never sleeps shows the server's alone.\n")
+    table(["server", "messages/s", "p50 (us)", "load never sleeps: messages/s", "p50 (us)"],
+          [[s.label] + [cell for load in ("c1", "c1w")
+                        for cell in (b.spread(load, s.name, "rate"),
+                                     number(b.median(load, s.name, "p50_us")))]
+           for s in b.rows("c1", "c1w")])
 
 
 def open_table(b):
@@ -137,7 +140,7 @@ def firehose_ratio(b, server):
 def idle_table(b):
     count = IDLE_CONNECTIONS[b.mode]
     print(f"**{count:,} idle connections**: bytes of RSS each, workers included, over a process with "
-          "few workers and no connection.\n")
+          "few workers and one connection that did the same.\n")
     table(["server", "bytes, never used", "bytes, after one message", "CPU (%)"],
           [[s.label, b.spread("idle", s.name, "bytes_silent", 4),
             b.spread("idle", s.name, "bytes_after_echo", 4),

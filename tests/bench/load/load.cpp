@@ -1,7 +1,7 @@
 // A load for an echo server, which checks every byte that comes back and says what the server's side
 // of it cost.
 //
-//   load MODE IP PORT PID [option value]... [--observe] [--firehose]
+//   load MODE IP PORT PID [option value]... [--observe] [--firehose] [--watch]
 //
 // lockstep   server and load on one core, in turns: all connections send, then all replies are awaited
 // churn      the same with new connections: connect, one echo, close
@@ -12,6 +12,7 @@
 //
 // --connections n  --size bytes  --depth messages  --seconds n  --warm-up n  --rate n  --count n
 // --server-cpu n   --load-cpu n
+// --watch  in a closed loop, never sleeps: the sleep and wake-up that are left are the server's
 //
 // PID is the server's. The figures are one line of JSON; cpu_us, syscalls and user_ns are a
 // message's. The exit status is 1 when anything at all went wrong.
@@ -31,7 +32,8 @@
 namespace {
 
 options parse(int argc, char** argv) {
-  if (argc < 5) fail("usage: load MODE IP PORT PID [option value]... [--observe] [--firehose]");
+  if (argc < 5)
+    fail("usage: load MODE IP PORT PID [option value]... [--observe] [--firehose] [--watch]");
   options o;
   o.mode = argv[1];
   o.server = address_of(argv[2], static_cast<std::uint16_t>(number("PORT", argv[3], 1, 65535)));
@@ -67,6 +69,8 @@ options parse(int argc, char** argv) {
       o.observe = true;
     else if (name == "--firehose")
       o.firehose = true;
+    else if (name == "--watch")
+      o.watch = true;
     else
       fail("there is no option " + std::string(name));
   }

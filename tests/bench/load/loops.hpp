@@ -51,9 +51,10 @@ inline report measure_closed(const options& o, const watched_process& server,
   };
   for (connection& c : load.all) send(c, clock_now());
   histogram latency;
+  const timespec limit{.tv_sec = o.watch ? 0 : 10, .tv_nsec = 0};
   const auto step = [&] {
     std::size_t replies = 0;
-    load.waiting.wait({.tv_sec = 10, .tv_nsec = 0}, [&](connection& c) {
+    load.waiting.wait(limit, [&](connection& c) {
       if (!c.all_in()) return;
       const std::int64_t now = clock_now();
       latency.add(now - sent_at[load.number_of(c)]);

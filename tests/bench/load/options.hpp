@@ -26,6 +26,7 @@ struct options {
   std::size_t count = 0;  // churn: connections to make instead of a time to last
   bool observe = false;   // count system calls and look where the time goes, which slows it down
   bool firehose = false;
+  bool watch = false;
   int server_cpu = static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN)) - 1;
   int load_cpu = 0;
 
