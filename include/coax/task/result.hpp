@@ -12,7 +12,6 @@
 #include <system_error>
 #include <type_traits>
 #include <utility>
-#include <variant>
 
 namespace coax::inline COAX_ABI {
 
@@ -117,7 +116,7 @@ concept value_for = !std::is_same_v<std::remove_cvref_t<U>, result<T>> &&
 }  // namespace detail
 
 #if defined(__GNUC__) && !defined(__clang__)
-// g++ loses sight of which of the two a variant holds, and then warns, in the code of whoever uses
+// g++ loses sight of which of the two a result holds, and then warns, in the code of whoever uses
 // a result, that the other is destroyed or read before it was written
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -144,15 +143,58 @@ class [[nodiscard]] result {
   template <class U = T>
     requires detail::value_for<U, T>
   result(U&& value) noexcept(std::is_nothrow_constructible_v<T, U>)
-      : state_(std::in_place_index<0>, std::forward<U>(value)) {}
+      : value_(std::forward<U>(value)) {}
 
   result(std::error_code error) noexcept
-      : state_(std::in_place_index<1>, detail::assert_failure(error)) {}
+      : category_(&detail::assert_failure(error).category()), code_(error.value()) {}
 
   template <detail::error_enum E>
   result(E error) noexcept : result(std::error_code(make_error_code(error))) {}
 
-  explicit operator bool() const noexcept { return state_.index() == 0; }
+  result(const result&)
+    requires(std::is_trivially_copyable_v<T>)
+  = default;
+  result(const result& other) noexcept(std::is_nothrow_copy_constructible_v<T>)
+    requires(std::is_copy_constructible_v<T> && !std::is_trivially_copyable_v<T>)
+  {
+    take_from(other);
+  }
+  result(result&&)
+    requires(std::is_trivially_copyable_v<T>)
+  = default;
+  result(result&& other) noexcept(std::is_nothrow_move_constructible_v<T>)
+    requires(!std::is_trivially_copyable_v<T>)
+  {
+    take_from(std::move(other));
+  }
+  result& operator=(const result&)
+    requires(std::is_trivially_copyable_v<T>)
+  = default;
+  result& operator=(const result& other) noexcept(std::is_nothrow_copy_constructible_v<T>)
+    requires(std::is_copy_constructible_v<T> && !std::is_trivially_copyable_v<T>)
+  {
+    if (this == &other) return *this;
+    destroy_value();
+    take_from(other);
+    return *this;
+  }
+  result& operator=(result&&)
+    requires(std::is_trivially_copyable_v<T>)
+  = default;
+  result& operator=(result&& other) noexcept(std::is_nothrow_move_constructible_v<T>)
+    requires(!std::is_trivially_copyable_v<T>)
+  {
+    if (this == &other) return *this;
+    destroy_value();
+    take_from(std::move(other));
+    return *this;
+  }
+  ~result()
+    requires(std::is_trivially_destructible_v<T>)
+  = default;
+  ~result() { destroy_value(); }
+
+  explicit operator bool() const noexcept { return category_ == nullptr; }
 
   const T& operator*() const& noexcept { return *reach(*this); }
   T& operator*() & noexcept { return *reach(*this); }
@@ -167,26 +209,52 @@ class [[nodiscard]] result {
 
   /// The reason why there is no value; a code that says success when there is one.
   std::error_code error() const noexcept {
-    if (state_.index() == 0) return {};
-    if (const auto* error = std::get_if<1>(&state_)) return *error;
-    // an assignment that threw half-way left neither a value nor an error
-    return make_error_code(std::errc::state_not_recoverable);
+    if (category_ == nullptr) return {};
+    return {code_, *category_};
   }
 
  private:
   template <class Self>
   static auto* reach(Self& self) noexcept {
     detail::assert_value(self);
-    return std::get_if<0>(&self.state_);
+    return std::addressof(self.value_);
   }
 
   template <class Self>
   static auto* require(Self& self) {
     if (!self) detail::throw_system_error(self.error(), "coax::result::value");
-    return std::get_if<0>(&self.state_);
+    return std::addressof(self.value_);
   }
 
-  std::variant<T, std::error_code> state_;
+  void destroy_value() noexcept {
+    if (category_ == nullptr) std::destroy_at(std::addressof(value_));
+  }
+
+  /// Becomes what `other` is; holds no value before.
+  template <class Other>
+  void take_from(Other&& other) {
+    if (other.category_ == nullptr) {
+      if constexpr (!std::is_nothrow_constructible_v<T, decltype((
+                                                            std::forward<Other>(other).value_))>) {
+        // What an assignment that throws half-way leaves.
+        category_ = &std::generic_category();
+        code_ = static_cast<int>(std::errc::state_not_recoverable);
+      }
+      std::construct_at(std::addressof(value_), std::forward<Other>(other).value_);
+      category_ = nullptr;
+    } else {
+      code_ = other.code_;
+      category_ = other.category_;
+    }
+  }
+
+  // Of the error; null where there is a value. With the code in the place of the value, a result of a
+  // pointer or a number is two words.
+  const std::error_category* category_ = nullptr;
+  union {
+    T value_;
+    int code_;
+  };
 };
 
 #if defined(__GNUC__) && !defined(__clang__)
