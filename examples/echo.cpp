@@ -33,10 +33,12 @@ using namespace std::chrono_literals;
 
 using idle_workers = coax::worker_stack<coax::stream>;
 
+constexpr auto patience = 60s;  // with a silent client, or one that does not read
+
 coax::task<> readwrite_routine(idle_workers& g_readwrite) {
   while (auto conn = co_await g_readwrite.park()) {
-    while (auto lease = co_await coax::within(60s, conn->receive())) {
-      auto sent = co_await coax::within(60s, conn->write(lease->bytes()));
+    while (auto lease = co_await coax::within(patience, conn->receive())) {
+      auto sent = co_await coax::within(patience, conn->write(lease->bytes()));
       if (!sent) break;
     }
   }

@@ -23,11 +23,13 @@ using namespace std::chrono_literals;
 
 using idle_workers = coax::worker_stack<coax::stream>;
 
+constexpr auto patience = 60s;  // with a silent client, or one that does not read
+
 coax::task<> readwrite_routine(idle_workers& g_readwrite) {
   std::array<std::byte, 16 * 1024> buf;
   while (auto conn = co_await g_readwrite.park()) {
-    while (auto n = co_await coax::within(60s, conn->read(buf))) {
-      auto sent = co_await coax::within(60s, conn->write(std::span(buf).first(*n)));
+    while (auto n = co_await coax::within(patience, conn->read(buf))) {
+      auto sent = co_await coax::within(patience, conn->write(std::span(buf).first(*n)));
       if (!sent) break;
     }
   }

@@ -16,6 +16,8 @@ using namespace std::chrono_literals;
 
 namespace {
 
+constexpr auto patience = 60s;
+
 using idle_workers = coax::worker_stack<coax::stream>;
 
 // Not inlined: where it can see all of a task, clang takes no memory from the heap for it.
@@ -25,8 +27,8 @@ using idle_workers = coax::worker_stack<coax::stream>;
 /// The worker of examples/echo_buffered.cpp, but for its buffer.
 [[gnu::noinline]] coax::task<> worker(idle_workers& g_readwrite, std::span<std::byte> buf) {
   while (auto conn = co_await g_readwrite.park()) {
-    while (auto n = co_await coax::within(60s, conn->read(buf))) {
-      auto sent = co_await coax::within(60s, conn->write(buf.first(*n)));
+    while (auto n = co_await coax::within(patience, conn->read(buf))) {
+      auto sent = co_await coax::within(patience, conn->write(buf.first(*n)));
       if (!sent) break;
     }
   }
@@ -36,8 +38,8 @@ using idle_workers = coax::worker_stack<coax::stream>;
 template <class Stream>
 [[gnu::noinline]] coax::task<> receiving_worker(coax::worker_stack<Stream>& g_readwrite) {
   while (auto conn = co_await g_readwrite.park()) {
-    while (auto lease = co_await coax::within(60s, conn->receive())) {
-      auto sent = co_await coax::within(60s, conn->write(lease->bytes()));
+    while (auto lease = co_await coax::within(patience, conn->receive())) {
+      auto sent = co_await coax::within(patience, conn->write(lease->bytes()));
       if (!sent) break;
     }
   }

@@ -137,7 +137,54 @@ struct besieged {
   }
 };
 
+using idle_workers = coax::worker_stack<stream>;
+
+/// The worker of examples/echo.cpp.
+task<> readwrite_routine(idle_workers& g_readwrite) {
+  constexpr auto patience = 60s;
+  while (auto conn = co_await g_readwrite.park()) {
+    while (auto lease = co_await coax::within(patience, conn->receive())) {
+      auto sent = co_await coax::within(patience, conn->write(lease->bytes()));
+      if (!sent) break;
+    }
+  }
+}
+
+/// What so many silent connections take, each with its worker.
+task<std::ptrdiff_t> bytes_of_silent(int connections) {
+  std::vector<unique_fd> peers;
+  std::ptrdiff_t bytes = -coax::detail::frames::live_bytes();
+  co_await coax::with_scope([&](coax::scope& s) -> task<> {
+    idle_workers idle;
+    for (int i = 0; i < connections; ++i) s.spawn(readwrite_routine, std::ref(idle));
+    for (int i = 0; i < connections; ++i) {
+      connected both;
+      auto worker = co_await idle.reserve();
+      worker->hand_off(scenarios::adopted(both.near));
+      peers.push_back(std::move(both.far));
+    }
+    while (coax::reactor::current().in_flight() < static_cast<std::size_t>(connections))
+      co_await coax::yield();
+    bytes += coax::detail::frames::live_bytes();
+    idle.close();
+    peers.clear();
+    co_await s.join_within(60s);
+  });
+  co_return bytes;
+}
+
 }  // namespace
+
+TEST_CASE("a silent connection takes 512 bytes at most, its worker included", "[promises]") {
+  on_each_backend([]() -> task<> {
+    // What surrounds them is taken off with the first.
+    const auto few = co_await bytes_of_silent(1);
+    const auto more = co_await bytes_of_silent(101);
+    const auto each = (more - few) / 100 + static_cast<std::ptrdiff_t>(sizeof(coax::descriptor));
+    CAPTURE(each);
+    CHECK(each <= 512);
+  });
+}
 
 TEST_CASE("a connection that always has data keeps none of 100 others waiting", "[promises]") {
   on_each_backend([]() -> task<> {

@@ -16,15 +16,12 @@ namespace coax::inline COAX_ABI::detail {
 template <class T>
 class main_root final : public root {
  public:
-  explicit main_root(task<T> t) noexcept
-      : reactor_(reactor::current()), frame_(std::move(t).release()) {
-    adopt(frame_);
+  explicit main_root(task<T> t) noexcept : reactor_(reactor::current()) {
+    adopt(std::move(t).release());
     start_later();
     reactor_.runs_for(this);
   }
-  ~main_root() {
-    if (frame_) frame_.destroy();
-  }
+  ~main_root() { destroy_first(); }
 
   bool has_ended() const noexcept { return ended_; }
   /// What the task gives. One that was cancelled gives nothing: where a result is expected, only
@@ -32,29 +29,29 @@ class main_root final : public root {
   T take() {
     reactor_.rethrow_failure();
     if constexpr (std::is_void_v<T>)
-      if (!frame_) return;
-    return frame_.promise().take();
+      if (!frame()) return;
+    return frame().promise().take();
   }
   /// The same as an optional, of a task<> as a bool: false when it was cancelled.
   auto take_if_finished() {
     reactor_.rethrow_failure();
     if constexpr (std::is_void_v<T>) {
-      if (frame_) frame_.promise().take();
-      return frame_ != nullptr;
+      if (frame()) frame().promise().take();
+      return frame() != nullptr;
     } else {
-      return frame_ ? std::optional<T>(frame_.promise().take()) : std::nullopt;
+      return frame() ? std::optional<T>(frame().promise().take()) : std::nullopt;
     }
   }
 
  private:
-  void ended(outcome how) noexcept override {
-    if (how == outcome::unwound) frame_ = nullptr;
+  void ended(outcome) noexcept override {
     ended_ = true;
     reactor_.runs_for(nullptr);
   }
 
+  auto frame() const noexcept { return this->template first<typename task<T>::promise_type>(); }
+
   reactor& reactor_;
-  std::coroutine_handle<typename task<T>::promise_type> frame_;
   bool ended_ = false;
 };
 

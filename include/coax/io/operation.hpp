@@ -103,6 +103,7 @@ class operation : public waiter {
   operation(int fd, short waits_for, watching how) noexcept
       : fd_(fd),
         drained_(false),
+        polls_(false),
         watching_(how),
         stop_requested_(false),
         has_turn_(false),
@@ -133,6 +134,7 @@ class operation : public waiter {
   descriptor* at_ = nullptr;  // its entry in the reactor's table, once started
   int result_ = 0;
   bool drained_ : 1;
+  bool polls_ : 1;  // `receive`: what is in the ring only says that there is something
 
  private:
   friend class reactor;

@@ -30,22 +30,14 @@ class services {
   class service final : public root {
    public:
     service(task<> t, root_list& list) noexcept {
-      const auto frame = std::move(t).release();
-      frame_ = frame;
-      adopt(frame, list);
+      adopt(std::move(t).release(), list);
       start_later();
     }
-    ~service() {
-      if (frame_) frame_.destroy();
-    }
+    ~service() { destroy_first(); }
     bool has_ended() const noexcept { return ended_; }
 
    private:
-    void ended(outcome how) noexcept override {
-      if (how == outcome::unwound) frame_ = nullptr;
-      ended_ = true;
-    }
-    std::coroutine_handle<> frame_;
+    void ended(outcome) noexcept override { ended_ = true; }
     bool ended_ = false;
   };
 

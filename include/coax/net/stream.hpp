@@ -1,11 +1,14 @@
 #pragma once
 
 #include <coax/config.hpp>
-#include <coax/io/described.hpp>
+#include <coax/io/operations/receive.hpp>
+#include <coax/io/operations/recv.hpp>
+#include <coax/io/operations/send.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/io/syscalls.hpp>
 #include <coax/io/undelivered.hpp>
 #include <coax/net/endpoint.hpp>
+#include <coax/task/boxed.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
@@ -34,6 +37,10 @@ namespace coax::inline COAX_ABI {
 ///
 /// Thread    the reactor's it was made on.
 class stream {
+  using boxed_recv = detail::boxed<operations::recv>;
+  using boxed_receive = detail::boxed<operations::receive>;
+  using boxed_send = detail::boxed<operations::send>;
+
  public:
   /// Takes over `fd`, a connected stream socket.
   ///
@@ -67,8 +74,8 @@ class stream {
   /// Errors    coax::errc::end_of_stream when the peer has ended its side; else as recv(2). By which
   ///           error a connection was lost, every later read says, also when a write was told first.
   /// Lifetime  borrows `into` until completion.
-  [[nodiscard]] described::recv read(std::span<std::byte> into) noexcept {
-    return {fd_, into, operations::recv::until::some};
+  [[nodiscard]] boxed_recv read(std::span<std::byte> into) noexcept {
+    return boxed_recv::make(fd_, into, operations::recv::until::some);
   }
 
   /// Reads until `into` is full.
@@ -80,8 +87,8 @@ class stream {
   /// Result    `into.size()`.
   /// Errors    coax::errc::end_of_stream when the stream ends before that; else as recv(2).
   /// Lifetime  borrows `into` until completion.
-  [[nodiscard]] described::recv read_exactly(std::span<std::byte> into) noexcept {
-    return {fd_, into, operations::recv::until::full};
+  [[nodiscard]] boxed_recv read_exactly(std::span<std::byte> into) noexcept {
+    return boxed_recv::make(fd_, into, operations::recv::until::full);
   }
 
   /// Receives what has arrived, at least a byte, without a buffer of the caller's: nothing is held
@@ -92,7 +99,7 @@ class stream {
   ///
   /// Result    a lease of the bytes.
   /// Errors    coax::errc::end_of_stream when the peer has ended its side; else as recv(2).
-  [[nodiscard]] described::receive receive() noexcept { return described::receive(fd_); }
+  [[nodiscard]] boxed_receive receive() noexcept { return boxed_receive::make(fd_); }
 
   /// Writes all of `from`: it returns when the kernel has taken over the last byte. A peer that
   /// does not read makes it wait; put it under `within`.
@@ -102,20 +109,20 @@ class stream {
   /// Result    `from.size()`.
   /// Errors    EPIPE or ECONNRESET when the peer is gone; else as send(2).
   /// Lifetime  borrows `from` until completion.
-  [[nodiscard]] described::send write(std::span<const std::byte> from) noexcept {
-    return {fd_, from, operations::send::until::all};
+  [[nodiscard]] boxed_send write(std::span<const std::byte> from) noexcept {
+    return boxed_send::make(fd_, from, operations::send::until::all);
   }
-  [[nodiscard]] described::send write(std::string_view from) noexcept {
+  [[nodiscard]] boxed_send write(std::string_view from) noexcept {
     return write(std::as_bytes(std::span(from)));
   }
 
   /// Writes what the socket takes, at least a byte.
   ///
   /// Result    bytes taken over; 0 only for an empty span.
-  [[nodiscard]] described::send write_some(std::span<const std::byte> from) noexcept {
-    return {fd_, from, operations::send::until::some};
+  [[nodiscard]] boxed_send write_some(std::span<const std::byte> from) noexcept {
+    return boxed_send::make(fd_, from, operations::send::until::some);
   }
-  [[nodiscard]] described::send write_some(std::string_view from) noexcept {
+  [[nodiscard]] boxed_send write_some(std::string_view from) noexcept {
     return write_some(std::as_bytes(std::span(from)));
   }
 

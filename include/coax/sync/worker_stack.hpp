@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/sync/wait_queue.hpp>
+#include <coax/task/boxed.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/root.hpp>
 
@@ -79,7 +80,10 @@ class worker_stack {
   /// Waits, as an idle worker, until something is handed over.
   ///
   /// Result    an optional `T`; empty once the stack is closed and nothing is left to serve.
-  [[nodiscard]] park_awaiter park() noexcept { return park_awaiter(*this); }
+  /// Errors    std::bad_alloc.
+  [[nodiscard]] detail::boxed<park_awaiter> park() {
+    return detail::boxed<park_awaiter>::make(*this);
+  }
 
   /// Waits until a worker is idle that no other reservation counts on; those who wait are served in
   /// turn.

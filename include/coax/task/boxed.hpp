@@ -1,59 +1,82 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/task/clock.hpp>
 #include <coax/task/frames.hpp>
 #include <coax/task/root.hpp>
+#include <coax/task/time_limit.hpp>
 
-#include <concepts>
 #include <coroutine>
 #include <new>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 
 namespace coax::inline COAX_ABI::detail {
 
-/// Says what to wait for, in few bytes; `make` gives the wait itself. Compilers keep a place in the
-/// frame for every temporary of every `co_await`, so a wait that is made only while it lasts leaves
-/// a coroutine small.
-template <class D>
-concept wait_description = requires(const D& d) {
-  typename D::wait_type;
-  { d.make() } -> std::same_as<typename D::wait_type>;
-};
-
-/// The await of a description: the wait lives in a recycled block, like a frame.
+/// A wait in a recycled block, with room for its time limit, from the call that makes it to the end of
+/// its await. Compilers keep a place in the frame for every temporary of every `co_await`: this one
+/// is a pointer, so a coroutine holds no more of a wait than it needs while the wait lasts.
 ///
-/// Errors    ENOMEM as a result when there is no memory for it.
+/// `Wait` makes a result of an error where it has one to give.
+///
+/// Errors    no memory for the block: ENOMEM as that result; where there is none, std::bad_alloc from
+///           the call.
 template <class Wait>
-class [[nodiscard]] boxed {
+class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
  public:
   using resumed_by_loop = Wait;
+  using value_type = decltype(std::declval<Wait&>().await_resume());
 
-  template <wait_description D>
-  explicit boxed(const D& description) noexcept {
-    if (void* memory = frames::try_allocate(sizeof(Wait)))
-      wait_ = ::new (memory) Wait(description.make());
+  template <class... A>
+  static boxed make(A&&... args) noexcept(gives_errors) {
+    constexpr std::size_t size = sizeof(limited);
+    void* const memory = gives_errors ? frames::try_allocate(size) : frames::allocate(size);
+    return boxed(memory == nullptr ? nullptr : ::new (memory) limited(std::forward<A>(args)...));
   }
-  boxed(const boxed&) = delete;
-  boxed& operator=(const boxed&) = delete;
+  boxed(boxed&& other) noexcept : held_(std::exchange(other.held_, nullptr)) {}
+  boxed& operator=(boxed&&) = delete;
   ~boxed() {
-    if (wait_ == nullptr) return;
-    wait_->~Wait();
-    frames::deallocate(wait_, sizeof(Wait));
+    if (held_ == nullptr) return;
+    held_->~limited();
+    frames::deallocate(held_, sizeof(limited));
   }
 
-  bool await_ready() noexcept { return wait_ == nullptr || wait_->await_ready(); }
-  template <class P>
-  auto await_suspend(std::coroutine_handle<P> coroutine) noexcept {
-    return wait_->await_suspend(coroutine);
+  /// Stops the wait when it has lasted for so long; before it is awaited.
+  void limit(timeout of_the_wait) noexcept {
+    if (held_ != nullptr) held_->limit(of_the_wait);
   }
-  auto await_resume() -> decltype(std::declval<Wait&>().await_resume()) {
-    if (wait_ == nullptr) return std::make_error_code(std::errc::not_enough_memory);
-    return wait_->await_resume();
+  bool was_stopped() const noexcept { return held_ != nullptr && held_->wait.was_stopped(); }
+
+  bool await_ready() noexcept { return held_ == nullptr || held_->wait.await_ready(); }
+  template <class P>
+  bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
+    limited& held = *held_;
+    const bool suspended = held.wait.await_suspend(coroutine);
+    if (held.wait.is_waiting()) held.set_limit();
+    return suspended;
+  }
+  value_type await_resume() {
+    if constexpr (gives_errors)
+      if (held_ == nullptr) return std::make_error_code(std::errc::not_enough_memory);
+    return held_->wait.await_resume();
   }
 
  private:
-  Wait* wait_ = nullptr;
+  static constexpr bool gives_errors = std::is_convertible_v<std::error_code, value_type>;
+
+  struct limited final : time_limit {
+    template <class... A>
+    explicit limited(A&&... args) noexcept : wait(std::forward<A>(args)...) {}
+    using time_limit::set_limit;
+    void expired() noexcept override { wait.request_stop(); }
+
+    Wait wait;
+  };
+
+  explicit boxed(limited* held) noexcept : held_(held) {}
+
+  limited* held_;
 };
 
 }  // namespace coax::inline COAX_ABI::detail

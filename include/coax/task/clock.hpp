@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <type_traits>
 
 namespace coax::inline COAX_ABI {
 
@@ -26,7 +27,7 @@ struct clock {
 class timeout {
  public:
   template <class Rep, class Period>
-  constexpr timeout(std::chrono::duration<Rep, Period> d) noexcept : value_(saturated(d)) {}
+  constexpr timeout(const std::chrono::duration<Rep, Period>& d) noexcept : value_(saturated(d)) {}
 
   constexpr clock::duration value() const noexcept { return value_; }
 
@@ -38,7 +39,8 @@ class timeout {
 
  private:
   template <class Rep, class Period>
-  static constexpr clock::duration saturated(std::chrono::duration<Rep, Period> d) noexcept {
+  static constexpr clock::duration saturated(const std::chrono::duration<Rep, Period>& d) noexcept {
+    if constexpr (std::is_same_v<std::chrono::duration<Rep, Period>, clock::duration>) return d;
     using seconds = std::chrono::duration<double>;
     const double approximate = std::chrono::duration_cast<seconds>(d).count();
     constexpr double limit = std::chrono::duration_cast<seconds>(clock::duration::max()).count();

@@ -104,9 +104,7 @@ class branch final : public root {
   branch() noexcept : task_(task<T>::none()) {}  // for begin_later
   explicit branch(task<T> t) noexcept : task_(std::move(t)) {}
   branch(branch&& other) noexcept : branch(std::move(other.task_)) {}  // before it has begun
-  ~branch() {
-    if (frame_) frame_.destroy();
-  }
+  ~branch() { this->destroy_first(); }
 
   /// Runs the task up to its first wait; where the awaiting root is being cancelled, so is this.
   void begin(composite& owner) noexcept {
@@ -127,33 +125,34 @@ class branch final : public root {
   /// The result, when the task has returned one.
   std::optional<T> take() {
     if (!finished_) return std::nullopt;
-    return frame_.promise().take();
+    return take_finished();
   }
   /// The result of a task that has returned one for sure.
-  T take_finished() { return frame_.promise().take(); }
+  T take_finished() { return promise().take(); }
 
  private:
   void take_up(composite& owner) noexcept {
     owner_ = &owner;
-    frame_ = std::move(task_).release();
-    if (!frame_) fatal("a task was awaited twice, or after it had been moved from");
-    adopt(frame_, owner.list());
+    const auto frame = std::move(task_).release();
+    if (!frame) fatal("a task was awaited twice, or after it had been moved from");
+    adopt(frame, owner.list());
     owner.branch_begun();
   }
 
   void ended(outcome how) noexcept override {
     std::exception_ptr failure;
-    if (how == outcome::unwound) {
-      frame_ = nullptr;
-    } else {
-      failure = frame_.promise().exception();
+    if (how == outcome::finished) {
+      failure = promise().exception();
       finished_ = !failure;
     }
     owner_->branch_ended(std::move(failure), how == outcome::unwound);
   }
 
+  auto& promise() const noexcept {
+    return this->template first<typename task<T>::promise_type>().promise();
+  }
+
   task<T> task_;
-  std::coroutine_handle<typename task<T>::promise_type> frame_;
   composite* owner_ = nullptr;
   bool finished_ = false;
 };

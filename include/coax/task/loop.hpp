@@ -5,6 +5,7 @@
 #include <coax/task/fatal.hpp>
 #include <coax/task/timers.hpp>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +15,7 @@
 namespace coax::inline COAX_ABI {
 
 class loop;
+class promise_base;
 class root;
 class waiter;
 
@@ -97,7 +99,7 @@ class ready_queue {
 class root_list {
  public:
   root_list() = default;
-  explicit root_list(const waiter& of) noexcept : of_(&of) {}
+  explicit root_list(waiter& of) noexcept : of_(&of) {}
   root_list(const root_list&) = delete;
   root_list& operator=(const root_list&) = delete;
 
@@ -105,12 +107,12 @@ class root_list {
   bool empty() const noexcept { return first_ == nullptr; }
 
   /// The wait that these are the branches of; null for those of a loop.
-  const waiter* of() const noexcept { return of_; }
+  waiter* of() const noexcept { return of_; }
 
  private:
   friend class root;
 
-  const waiter* of_ = nullptr;
+  waiter* of_ = nullptr;
   root* first_ = nullptr;
   root* last_ = nullptr;
 };
@@ -195,17 +197,28 @@ class loop {
     return true;
   }
 
-  /// Counts a coroutine being started inside another one's await.
+  /// A coroutine is started inside another one's await, which will see whether it has ended there.
   class inline_start {
    public:
-    explicit inline_start(loop& l) noexcept : loop_(l) { ++loop_.depth_; }
+    inline_start(loop& l, const promise_base& begun) noexcept
+        : loop_(l), outer_(std::exchange(l.starting_, &begun)) {
+      ++loop_.depth_;
+    }
     inline_start(const inline_start&) = delete;
     inline_start& operator=(const inline_start&) = delete;
-    ~inline_start() { --loop_.depth_; }
+    ~inline_start() {
+      --loop_.depth_;
+      loop_.starting_ = outer_;
+    }
 
    private:
     loop& loop_;
+    const promise_base* outer_;
   };
+  bool is_starting(const promise_base& task) const noexcept { return starting_ == &task; }
+
+  /// No other loop of this program has it; never 0.
+  std::uint32_t number() const noexcept { return number_; }
 
  protected:
   explicit loop(clock::time_point start) noexcept : timers_(start) {}
@@ -268,6 +281,9 @@ class loop {
   }
 
   static inline constinit thread_local loop* running_ = nullptr;
+  static inline constinit std::atomic<std::uint32_t> numbered_{0};
+
+  const std::uint32_t number_ = ++numbered_;
 
   ready_queue ready_;
   ready_queue stopping_;
@@ -278,6 +294,7 @@ class loop {
   std::uint32_t turn_began_ = 0;
   bool dispatching_ = false;
   int depth_ = 0;
+  const promise_base* starting_ = nullptr;  // by `inline_start`, the innermost
   int inline_left_ = inline_completions_max;
   timers timers_;
 };

@@ -5,11 +5,13 @@
 #include <coax/task/locals.hpp>
 #include <coax/task/loop.hpp>
 
+#include <bit>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <source_location>
 #include <type_traits>
+#include <utility>
 
 /// How waiting and cancelling work, in one place.
 ///
@@ -33,6 +35,11 @@ class promise_base;
 
 namespace detail {
 
+/// A std::source_location as what it is made of. As the default of a parameter it costs nothing in a
+/// coroutine's frame, where g++ keeps a place for every object of the expression that awaits.
+using location = decltype(__builtin_source_location());
+static_assert(sizeof(std::source_location) == sizeof(location));
+
 template <class Awaiter>
 class foreign_awaiter;
 
@@ -52,7 +59,9 @@ class promise_base {
   promise_base& operator=(const promise_base&) = delete;
 
   /// Where this coroutine awaits, or awaited last.
-  std::source_location where() const noexcept { return where_; }
+  std::source_location where() const noexcept {
+    return std::bit_cast<std::source_location>(where_);
+  }
 
   coax::root* root() const noexcept { return root_; }
 
@@ -67,6 +76,14 @@ class promise_base {
 
   ~promise_base() = default;
 
+  /// Before the coroutine has a root, that says where this is: see detail::initial_awaiter.
+  void say_where() noexcept { here_ = this; }
+  bool is_where_it_said() noexcept {
+    if (here_ != this) return false;
+    root_ = nullptr;
+    return true;
+  }
+
   /// The coroutine has returned or thrown, and is suspended for good.
   void finished() noexcept;
 
@@ -76,16 +93,18 @@ class promise_base {
   /// The coroutine awaits something: if its chain is suspended now, this is the task that waits.
   void now_innermost() noexcept;
 
-  std::source_location where_;
+  detail::location where_ = nullptr;
 
  private:
   friend class root;
   template <class T>
   friend class task_awaiter;
 
-  coax::root* root_ = nullptr;
+  union {
+    coax::root* root_ = nullptr;
+    const promise_base* here_;  // at first, see `say_where`
+  };
   detail::task_link* link_ = nullptr;  // null: the first of its root
-  bool inline_ = false;  // its starter is still on the stack and will see that it is done
 };
 
 /// What a coroutine waits for, in words a person reads in a dump: {"a mutex"}, {"recv", 7}.
@@ -206,7 +225,7 @@ class waiter : public ready_node {
 /// A chain of tasks, from the one that was spawned (or is a branch of a race) to the one that
 /// waits.
 ///
-/// Whoever owns the root owns the frame of its first task until `ended` was called.
+/// Whoever owns the root owns the frame of its first task: see `destroy_first`.
 class root : public ready_node {
  public:
   /// Asks the chain to unwind at its next wait. Idempotent.
@@ -247,10 +266,19 @@ class root : public ready_node {
   root& operator=(const root&) = delete;
   ~root() { leave(); }
 
+  /// The first task, which `adopt` was given; null when it was unwound.
+  template <class P>
+  std::coroutine_handle<P> first() const noexcept {
+    return std::coroutine_handle<P>::from_address(first_.address());
+  }
+  void destroy_first() noexcept {
+    if (first_) std::exchange(first_, nullptr).destroy();
+  }
+
   enum class outcome : std::uint8_t { finished, unwound };
 
   /// The first task has finished, and its frame still holds the result; or it was unwound, and its
-  /// frame is gone.
+  /// frame is gone. The root is in its list no more, but still knows which that was.
   virtual void ended(outcome how) noexcept = 0;
 
   /// Takes up the chain that begins with `first`, as one of `list`.
@@ -282,12 +310,12 @@ class root : public ready_node {
     }
     phase_ = phase::waiting;
     promise_base& promise = *leaf_;
-    const loop::inline_start counted(here);
     root* const starter = here.running_root();
     here.set_running_root(this);
-    promise.inline_ = true;
-    first_.resume();
-    promise.inline_ = false;
+    {
+      const loop::inline_start begun(here, promise);
+      first_.resume();
+    }
     here.set_running_root(starter);
     if (!first_.done()) return false;
     leave();
@@ -305,24 +333,26 @@ class root : public ready_node {
 
   void join(root_list& list) noexcept {
     list_ = &list;
+    listed_ = true;
     before_ = list.last_;
     (before_ == nullptr ? list.first_ : before_->after_) = this;
     list.last_ = this;
-    loop_ = &loop::current();
+    loop_ = loop::current().number();
     ++loop::current().counted().roots;
   }
   /// It has ended, or is destroyed before it has.
   void leave() noexcept {
-    if (list_ == nullptr) return;
+    if (!listed_) return;
+    listed_ = false;
     (before_ == nullptr ? list_->first_ : before_->after_) = after_;
     (after_ == nullptr ? list_->last_ : after_->before_) = before_;
     if (loop* const l = loop::running()) --l->counted().roots;
-    list_ = nullptr;
   }
 
   void check_loop() const noexcept {
 #ifndef NDEBUG
-    if (loop_ != nullptr && loop_ != loop::running())
+    const loop* const here = loop::running();
+    if (loop_ != 0 && (here == nullptr || loop_ != here->number()))
       detail::fatal(
           "a task was woken or cancelled from a thread that is not its reactor's: coax::post there what is to be done");
 #endif
@@ -347,10 +377,12 @@ class root : public ready_node {
   root* before_ = nullptr;
   root* after_ = nullptr;
   detail::locals_reference locals_;
-  const loop* loop_ = nullptr;  // where it runs, once it was started
-  phase phase_ = phase::unstarted;
-  bool cancelled_ = false;
+  // In the order in which they fill the gaps: each connection is served by a root.
+  std::uint32_t loop_ = 0;  // the number of that where it runs, once it was started
   std::uint16_t shields_ = 0;
+  phase phase_ = phase::unstarted;
+  bool cancelled_ : 1 = false;
+  bool listed_ : 1 = false;
 };
 
 inline bool waiter::begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
@@ -392,14 +424,15 @@ inline void waiter::end(state how) noexcept {
 }
 
 inline void promise_base::finished() noexcept {
-  if (inline_) return;
+  loop& here = loop::current();
+  if (here.is_starting(*this)) return;
   if (link_ != nullptr) {
     root_->leaf_ = link_->parent;
     root_->phase_ = root::phase::resuming;
   } else {
     root_->phase_ = root::phase::finished;
   }
-  loop::current().run_next(*root_);
+  here.run_next(*root_);
 }
 
 inline void promise_base::resumed_by_others() const noexcept {

@@ -27,9 +27,7 @@ task<> scoped(F body);
 /// A child of a scope: a root in the list of the scope's end.
 class scope_child : public root, public framed {
  public:
-  virtual ~scope_child() {
-    if (frame_) frame_.destroy();
-  }
+  virtual ~scope_child() { destroy_first(); }
 
  protected:
   scope_child() = default;
@@ -39,30 +37,37 @@ class scope_child : public root, public framed {
  private:
   friend class coax::scope;
   void ended(outcome how) noexcept override;
-
-  scope* owner_ = nullptr;
-  std::coroutine_handle<task<>::promise_type> frame_;
 };
 
 /// A child with what it was spawned with: a coroutine lambda runs in its closure, and parameters
-/// taken by reference refer to these arguments, so both live as long as the child.
+/// taken by reference refer to these arguments, so both live as long as the child. Of a plain function
+/// nothing need be kept.
 template <class F, class... A>
 class spawned final : public scope_child {
  public:
   template <class G, class... B>
   explicit spawned(std::in_place_t, G&& fn, B&&... args)
-      : fn_(std::forward<G>(fn)), args_(std::forward<B>(args)...) {}
+      : kept_(std::forward<G>(fn)), args_(std::forward<B>(args)...) {}
 
-  void spawn(scope& owner) {
-    begin(owner,
-          std::apply(
-              [this](A&... args) -> task<> { return std::invoke(fn_, std::forward<A>(args)...); },
-              args_));
+  template <class G>
+  void spawn(scope& owner, [[maybe_unused]] G& given) {
+    const auto call = [&](A&... args) -> task<> {
+      if constexpr (is_plain)
+        return std::invoke(given, std::forward<A>(args)...);
+      else
+        return std::invoke(kept_, std::forward<A>(args)...);
+    };
+    begin(owner, std::apply(call, args_));
   }
 
  private:
-  F fn_;
-  std::tuple<A...> args_;
+  static constexpr bool is_plain = std::is_function_v<std::remove_pointer_t<F>>;
+  struct nothing {
+    explicit nothing(F) noexcept {}
+  };
+
+  [[no_unique_address]] std::conditional_t<is_plain, nothing, F> kept_;
+  [[no_unique_address]] std::tuple<A...> args_;
 };
 
 /// The wait for the body and all children of a scope.
@@ -74,6 +79,7 @@ class scope_end final : public composite {
 
  private:
   friend class coax::scope;
+  friend class scope_child;
   void begin() noexcept override;
   void cancel_branches() noexcept override;
   void cancel_all() noexcept { composite::cancel_branches(); }
@@ -143,7 +149,7 @@ class scope {
       ~on_throw() { delete c; }
     } guard{c};
     if (closed_) return;
-    c->spawn(*this);
+    c->spawn(*this, fn);
     guard.c = nullptr;
   }
 
@@ -192,10 +198,9 @@ class scope {
 namespace detail {
 
 inline void scope_child::begin(scope& owner, task<> t) noexcept {
-  owner_ = &owner;
-  frame_ = std::move(t).release();
-  if (!frame_) fatal("spawn was given a task that had been moved from");
-  adopt(frame_, owner.end_->list());
+  const auto frame = std::move(t).release();
+  if (!frame) fatal("spawn was given a task that had been moved from");
+  adopt(frame, owner.end_->list());
   ++owner.size_;
   owner.end_->branch_begun();
   start_later();
@@ -204,11 +209,10 @@ inline void scope_child::begin(scope& owner, task<> t) noexcept {
 inline void scope_child::ended(outcome how) noexcept {
   std::exception_ptr failure;
   if (how == outcome::finished) {
-    failure = frame_.promise().exception();
-    frame_.destroy();  // before the arguments, which its parameters may refer to
+    failure = first<task<>::promise_type>().promise().exception();
+    destroy_first();  // before the arguments, which its parameters may refer to
   }
-  frame_ = nullptr;
-  scope& owner = *owner_;
+  scope& owner = static_cast<scope_end*>(list()->of())->scope_;
   delete this;  // before the scope is told: it may end now, and what the arguments refer to with it
   owner.child_ended(std::move(failure), how == outcome::unwound);
 }

@@ -83,24 +83,19 @@ class foreign_awaiter {
 /// g++ 12 lays out wrongly the frame of a coroutine that tests an awaited value directly, `if
 /// (co_await x)`, `while (co_await x)` or `switch (co_await x)`, and declares no local variable:
 /// its promise then overlaps what lies behind the frame. Such a frame shows at its first
-/// suspension, before any harm is done.
-template <class Promise>
+/// suspension, before any harm is done: the promise is not where it said it was.
 class initial_awaiter {
  public:
-  explicit initial_awaiter(Promise& promise) noexcept : promise_(&promise) {}
-
   bool await_ready() const noexcept { return false; }
+  template <class Promise>
   void await_suspend(std::coroutine_handle<Promise> self) const noexcept {
-    if (self.address() != std::coroutine_handle<Promise>::from_promise(*promise_).address())
+    if (!self.promise().is_where_it_said())
       fatal(
           "this compiler has laid out a coroutine frame wrongly (a defect of g++ 12: `if (co_await x)`, `while "
           "(co_await x)` or `switch (co_await x)` in a coroutine without local variables). Name the awaited value: "
           "`auto r = co_await x; if (r)` or `while (auto r = co_await x)`");
   }
   void await_resume() const noexcept {}
-
- private:
-  Promise* promise_;
 };
 
 class final_awaiter {
@@ -120,18 +115,19 @@ class promise_of : public promise_base, public framed {
   using promise = typename task<T>::promise_type;
 
   task<T> get_return_object() noexcept;
-  initial_awaiter<promise> initial_suspend() noexcept {
-    return initial_awaiter<promise>(static_cast<promise&>(*this));
+  initial_awaiter initial_suspend() noexcept {
+    this->say_where();
+    return {};
   }
   final_awaiter final_suspend() noexcept { return {}; }
 
   using promise_base::finished;
+  using promise_base::is_where_it_said;
 
   /// Remembers where the coroutine waits, and gives what it waits with.
   template <class Awaitable>
-  decltype(auto) await_transform(
-      Awaitable&& awaitable,
-      std::source_location where = std::source_location::current()) noexcept {
+  decltype(auto) await_transform(Awaitable&& awaitable,
+                                 location where = __builtin_source_location()) noexcept {
     where_ = where;
     now_innermost();
     const auto make = [&]() -> decltype(auto) {
@@ -284,14 +280,11 @@ class [[nodiscard]] task_awaiter : private detail::task_link {
       root.resume_later();
       return true;
     }
-    begun.inline_ = true;
     {
-      const loop::inline_start counted(here);
+      const loop::inline_start starting(here, begun);
       child.resume();
     }
-    if (child.done()) return false;
-    begun.inline_ = false;
-    return true;
+    return !child.done();
   }
 
   T await_resume() { return callee().take(); }

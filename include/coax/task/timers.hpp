@@ -49,13 +49,18 @@ class timer : private detail::timer_link {
 
   bool is_set() const noexcept { return !alone(); }
 
+  /// While it is not set, it has room for a duration of its owner's.
+  void keep(clock::duration d) noexcept { when_ = static_cast<std::uint64_t>(d.count()); }
+  clock::duration kept() const noexcept { return clock::duration(static_cast<clock::rep>(when_)); }
+
   /// The deadline has passed; the timer is no longer set. Runs in the loop and resumes nobody
   /// itself.
   virtual void expired() noexcept = 0;
 
  private:
   friend class timers;
-  std::uint64_t when_ = 0;  // clamped to the time it was set at, so that it always names its slot
+  // Set: clamped to the time it was set at, so that it always names its slot.
+  std::uint64_t when_ = 0;
 };
 
 /// All timers of a loop: set and dropped in O(1), fired in order of deadline, ties in order of

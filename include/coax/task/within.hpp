@@ -1,11 +1,13 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/task/awaitable.hpp>
 #include <coax/task/boxed.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/composite.hpp>
 #include <coax/task/result.hpp>
-#include <coax/task/timers.hpp>
+#include <coax/task/root.hpp>
+#include <coax/task/time_limit.hpp>
 
 #include <chrono>
 #include <concepts>
@@ -23,42 +25,24 @@ template <class A>
 concept single_wait = std::derived_from<A, waiter> && !std::derived_from<A, composite>;
 
 template <class A>
-inline constexpr bool is_described_single_wait = false;
-template <wait_description A>
-inline constexpr bool is_described_single_wait<A> = single_wait<typename A::wait_type>;
-template <class A>
-concept described_single_wait = is_described_single_wait<A>;
+inline constexpr bool is_boxed = false;
+template <class Wait>
+inline constexpr bool is_boxed<boxed<Wait>> = true;
 
 template <class T>
 using flattened = std::conditional_t<is_result_v<T>, T, result<T>>;
 
-/// The timer of a wait, as a base of what holds that: asks it to stop when the time is up. What has
-/// completed by then stays completed.
-class time_limit : public timer {
- public:
-  explicit time_limit(timeout limit) noexcept : limit_(limit) {}
-  time_limit(const time_limit&) = delete;
-  time_limit& operator=(const time_limit&) = delete;
-
-  timeout limit() const noexcept { return limit_; }
-
- protected:
-  ~time_limit() {
-    if (is_set()) loop::current().deadlines().drop(*this);
+/// What the await of `within` gives, of a wait that has ended.
+template <class Wait>
+flattened<await_result_t<Wait>> result_within(Wait& ended) {
+  if (ended.was_stopped()) return std::make_error_code(std::errc::timed_out);
+  if constexpr (std::is_void_v<await_result_t<Wait>>) {
+    ended.await_resume();
+    return {};
+  } else {
+    return ended.await_resume();
   }
-
-  void set_limit() noexcept {
-    loop& here = loop::current();
-    here.deadlines().set(
-        *this, limit_.after(limit_.value() < long_enough ? here.now() : here.rough_now()));
-  }
-
- private:
-  // Reading the clock exactly costs as much as all else that is done for a timeout.
-  static constexpr clock::duration long_enough = std::chrono::seconds(1);
-
-  timeout limit_;
-};
+}
 
 }  // namespace detail
 
@@ -70,30 +54,17 @@ class within_wait final : private detail::time_limit {
   using resumed_by_loop = Wait;
 
   within_wait(timeout limit, Wait&& wait) noexcept : time_limit(limit), wait_(std::move(wait)) {}
-  template <detail::wait_description D>
-  within_wait(timeout limit, const D& described) noexcept
-      : time_limit(limit), wait_(described.make()) {}
   within_wait(within_wait&& other) noexcept  // before it is awaited
       : within_wait(other.limit(), std::move(other.wait_)) {}
 
   bool await_ready() noexcept { return wait_.await_ready(); }
-
   template <class P>
   bool await_suspend(std::coroutine_handle<P> coroutine) {
     const bool suspended = wait_.await_suspend(coroutine);
     if (wait_.is_waiting()) set_limit();
     return suspended;
   }
-
-  result_type await_resume() {
-    if (wait_.was_stopped()) return std::make_error_code(std::errc::timed_out);
-    if constexpr (std::is_void_v<await_result_t<Wait>>) {
-      wait_.await_resume();
-      return {};
-    } else {
-      return wait_.await_resume();
-    }
-  }
+  result_type await_resume() { return detail::result_within(wait_); }
 
  private:
   void expired() noexcept override { wait_.request_stop(); }
@@ -101,23 +72,24 @@ class within_wait final : private detail::time_limit {
   Wait wait_;
 };
 
-/// What `within` gives for something that is itself a description.
-template <detail::wait_description D>
-class [[nodiscard]] within_description {
+/// The same around a single wait that has room for a timer.
+template <class Wait>
+class within_box final {
  public:
-  using wait_type = within_wait<typename D::wait_type>;
+  using result_type = detail::flattened<await_result_t<Wait>>;
+  using resumed_by_loop = Wait;
 
-  within_description(timeout limit, const D& described) noexcept
-      : limit_(limit), described_(described) {}
+  within_box(timeout limit, Wait&& wait) noexcept : wait_(std::move(wait)) { wait_.limit(limit); }
 
-  wait_type make() const noexcept { return {limit_, described_}; }
-  detail::boxed<wait_type> operator co_await() const noexcept {
-    return detail::boxed<wait_type>(*this);
+  bool await_ready() noexcept { return wait_.await_ready(); }
+  template <class P>
+  bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
+    return wait_.await_suspend(coroutine);
   }
+  result_type await_resume() { return detail::result_within(wait_); }
 
  private:
-  timeout limit_;
-  D described_;
+  Wait wait_;
 };
 
 /// The await of `within` around anything else, which runs as a root of its own.
@@ -165,13 +137,19 @@ template <class A>
 [[nodiscard]] auto within(timeout limit, A&& awaitable) {
   static_assert(!std::is_lvalue_reference_v<A>,
                 "move the awaitable into within, or call what makes it there");
-  if constexpr (detail::described_single_wait<A>)
-    return within_description<A>(limit, awaitable);
+  if constexpr (detail::is_boxed<A>)
+    return within_box<A>(limit, std::forward<A>(awaitable));
   else if constexpr (detail::single_wait<A>)
     return within_wait<A>(limit, std::forward<A>(awaitable));
   else
     return within_task<await_result_t<A>>(limit,
                                           detail::as_regular_task(std::forward<A>(awaitable)));
+}
+
+/// The same. For a duration that is no `timeout` yet g++ would keep both in the frame.
+template <class Rep, class Period, class A>
+[[nodiscard]] auto within(const std::chrono::duration<Rep, Period>& limit, A&& awaitable) {
+  return within(timeout(limit), std::forward<A>(awaitable));
 }
 
 }  // namespace coax::inline COAX_ABI

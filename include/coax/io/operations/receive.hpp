@@ -54,7 +54,9 @@ class receive final : public basic_operation<receive, leased_buffer> {
     return got;
   }
   bool take(int answer) noexcept override {
-    if (std::exchange(polls_, false) && answer > 0) {
+    const bool polled = polls_;
+    polls_ = false;
+    if (polled && answer > 0) {
       answer = perform(reactor::current().system());
       if (answer == -EAGAIN || answer == -EINTR) return false;
     }
@@ -82,7 +84,6 @@ class receive final : public basic_operation<receive, leased_buffer> {
 
  private:
   leased_buffer received_;
-  bool polls_ = false;  // what is in the ring only says that there is something
 };
 
 }  // namespace coax::inline COAX_ABI::operations
