@@ -1,10 +1,13 @@
 #include <coax/net/stream.hpp>
+#include <coax/task/frames.hpp>
 #include <coax/task/scope.hpp>
+#include <coax/task/within.hpp>
 
 #include "pairs.hpp"
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <span>
@@ -303,5 +306,29 @@ TEST_CASE("assigning over a stream closes the connection it had") {
     CHECK(sent);
     const std::string got = co_await read_text(other.far);
     CHECK(got == "x");
+  });
+}
+
+TEST_CASE("what a stream is asked for can be kept, moved and dropped before it is awaited") {
+  on_each_pair([](stream& near, stream& far) -> task<> {
+    const std::ptrdiff_t before = coax::detail::frames::live();
+    std::array<std::byte, 8> buf{};
+    {
+      [[maybe_unused]] auto dropped = near.write("lost?");
+      [[maybe_unused]] auto limited = coax::within(std::chrono::seconds(1), far.read(buf));
+      auto kept = near.write("kept");
+      auto moved = std::move(kept);
+      auto sent = co_await std::move(moved);
+      CHECK(sent.value() == 4);
+      // The shorter limit counts, whichever it is.
+      auto twice = coax::within(std::chrono::seconds(60),
+                                coax::within(std::chrono::seconds(60), far.read(buf)));
+      auto n = co_await std::move(twice);
+      CHECK(text_of(std::span(buf).first(n.value())) == "kept");
+      auto late = co_await coax::within(std::chrono::seconds(60),
+                                        coax::within(std::chrono::milliseconds(1), far.read(buf)));
+      CHECK(late.error() == std::errc::timed_out);
+    }
+    CHECK(coax::detail::frames::live() == before);
   });
 }
