@@ -14,12 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 
 import outside
 from outside import (BOTH, NOISE, PATIENCE, SIGNALS, Failed, Server, check, converse, eventually,
-                     exchange, outcome, receive, refusal, reset, start, stuff, test_of_start)
+                     exchange, outcome, receive, refusal, reset, said_by_many, start, stuff,
+                     test_of_start)
 
 outside.tests.clear()  # it runs its own
 
@@ -29,7 +29,7 @@ class Listening(Server):
 
     def __init__(self, backend, program, *args):
         self.clients = []
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")
+        self.errors = said_by_many()
         self.process = start(["127.0.0.1:0", *map(str, args)], backend, None, self.errors, program)
         Server.running.append(self)
         line = self.process.stdout.readline()

@@ -11,6 +11,7 @@ time, which others cannot spend for the server, is held to tight bounds.
 import contextlib
 import ctypes
 import errno
+import fcntl
 import itertools
 import os
 import pty
@@ -117,6 +118,14 @@ def end_orphans():
             os.waitpid(pid, 0)
 
 
+def said_by_many():
+    """A file for what several processes say while it is read: their place in it is shared with the
+    reader, so each must write at its end."""
+    file = tempfile.TemporaryFile("w+", errors="replace")
+    fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
+    return file
+
+
 class Server:
     """A running server on a free port. Leaving the block ends it and checks that it went well."""
 
@@ -124,7 +133,7 @@ class Server:
 
     def __init__(self, backend, tasks=1024, processes=1, before_exec=None, program="echo"):
         self.clients = []
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")
+        self.errors = said_by_many()
         counts = {"echo": (tasks, processes), "threads": (processes, tasks)}[program]
         self.process = start(["127.0.0.1", "0", *map(str, counts)], backend, before_exec,
                              self.errors, program)
