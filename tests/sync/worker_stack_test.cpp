@@ -1241,3 +1241,18 @@ TEST_CASE("random sequences do what the specification says, and no connection is
 }
 
 }  // namespace
+
+TEST_CASE("awaiting a park that was moved away ends the program with a message", "[worker_stack]") {
+  const ending seen = ending_of([] {
+    manual_loop loop;
+    coax::worker_stack<int> idle;
+    const auto body = [&]() -> coax::task<> {
+      auto parked = idle.park();
+      const auto elsewhere = std::move(parked);
+      auto item = co_await std::move(parked);
+      CHECK(item);
+    };
+    loop.run(body());
+  });
+  CHECK(seen.aborted_saying("awaited after it had been moved from"));
+}

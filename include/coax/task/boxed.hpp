@@ -2,11 +2,13 @@
 
 #include <coax/config.hpp>
 #include <coax/task/clock.hpp>
+#include <coax/task/fatal.hpp>
 #include <coax/task/frames.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/time_limit.hpp>
 
 #include <coroutine>
+#include <cstddef>
 #include <new>
 #include <system_error>
 #include <type_traits>
@@ -32,23 +34,28 @@ class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
   static boxed make(A&&... args) noexcept(gives_errors) {
     constexpr std::size_t size = sizeof(limited);
     void* const memory = gives_errors ? frames::try_allocate(size) : frames::allocate(size);
-    return boxed(memory == nullptr ? nullptr : ::new (memory) limited(std::forward<A>(args)...));
+    return boxed(memory == nullptr ? no_memory()
+                                   : ::new (memory) limited(std::forward<A>(args)...));
   }
   boxed(boxed&& other) noexcept : held_(std::exchange(other.held_, nullptr)) {}
   boxed& operator=(boxed&&) = delete;
   ~boxed() {
-    if (held_ == nullptr) return;
+    if (held_ == nullptr || !has_block()) return;
     held_->~limited();
     frames::deallocate(held_, sizeof(limited));
   }
 
   /// Stops the wait when it has lasted for so long; before it is awaited.
   void limit(timeout of_the_wait) noexcept {
-    if (held_ != nullptr) held_->limit(of_the_wait);
+    must_be_here();
+    if (has_block()) held_->limit(of_the_wait);
   }
-  bool was_stopped() const noexcept { return held_ != nullptr && held_->wait.was_stopped(); }
+  bool was_stopped() const noexcept { return has_block() && held_->wait.was_stopped(); }
 
-  bool await_ready() noexcept { return held_ == nullptr || held_->wait.await_ready(); }
+  bool await_ready() noexcept {
+    must_be_here();
+    return !has_block() || held_->wait.await_ready();
+  }
   template <class P>
   bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
     limited& held = *held_;
@@ -58,7 +65,7 @@ class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
   }
   value_type await_resume() {
     if constexpr (gives_errors)
-      if (held_ == nullptr) return std::make_error_code(std::errc::not_enough_memory);
+      if (!has_block()) return std::make_error_code(std::errc::not_enough_memory);
     return held_->wait.await_resume();
   }
 
@@ -75,6 +82,16 @@ class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
   };
 
   explicit boxed(limited* held) noexcept : held_(held) {}
+
+  /// Stands for the block that there was no memory for; null is one that was moved away.
+  static limited* no_memory() noexcept {
+    alignas(limited) static std::byte nowhere;
+    return reinterpret_cast<limited*>(&nowhere);
+  }
+  bool has_block() const noexcept { return !gives_errors || held_ != no_memory(); }
+  void must_be_here() const noexcept {
+    if (held_ == nullptr) fatal("something was awaited after it had been moved from");
+  }
 
   limited* held_;
 };
