@@ -143,7 +143,7 @@ class [[nodiscard]] result {
   template <class U = T>
     requires detail::value_for<U, T>
   result(U&& value) noexcept(std::is_nothrow_constructible_v<T, U>)
-      : value_(std::forward<U>(value)) {}
+      : value_(static_cast<T>(std::forward<U>(value))) {}  // what fits is the caller's to say
 
   result(std::error_code error) noexcept
       : category_(&detail::assert_failure(error).category()), code_(error.value()) {}
