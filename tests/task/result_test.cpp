@@ -399,3 +399,86 @@ TEST_CASE("an error code that says success makes no result", "[result]") {
   CHECK(says_why(last_words([] { (void)result<void>(std::error_code()); })));
 }
 #endif
+
+namespace {
+
+/// Its copies and moves throw when told to, after they have written to where they come to be.
+struct explosive {
+  explicit explosive(std::string t) : text(std::move(t)) {}
+  explosive(const explosive& other) : text(other.text) {
+    if (copies_throw) throw std::runtime_error("a copy");
+  }
+  explosive(explosive&& other) : text(std::move(other.text)) {
+    if (moves_left >= 0 && moves_left-- == 0) throw std::runtime_error("a move");
+  }
+  ~explosive() = default;
+
+  std::array<std::byte, 16> zeros{};
+  std::string text;
+  static inline bool copies_throw = false;
+  static inline int moves_left = -1;  // until one throws; -1: none does
+};
+
+struct list_node {
+  int value;
+  result<std::unique_ptr<list_node>> next;
+};
+
+struct tree_node {
+  int value;
+  std::vector<result<tree_node>> children;
+};
+
+}  // namespace
+
+TEST_CASE("a copy that throws leaves what is assigned to as it was", "[result]") {
+  result<explosive> target(explosive("old"));
+  const result<explosive> source(explosive("new"));
+  explosive::copies_throw = true;
+  CHECK_THROWS_AS(target = source, std::runtime_error);
+  explosive::copies_throw = false;
+  REQUIRE(target);
+  CHECK(target->text == "old");
+}
+
+TEST_CASE("a move that throws leaves the value, or an error with a code that says so", "[result]") {
+  bool thrown = true;
+  int lost = 0;
+  for (int moves = 0; thrown; ++moves) {
+    result<explosive> target(explosive("old"));
+    result<explosive> source(explosive("new"));
+    explosive::moves_left = moves;
+    thrown = false;
+    try {
+      target = std::move(source);
+    } catch (const std::runtime_error&) {
+      thrown = true;
+    }
+    explosive::moves_left = -1;
+    if (target) {
+      CHECK(target->text == (thrown ? "old" : "new"));
+    } else {
+      CHECK(target.error() == std::errc::state_not_recoverable);
+      ++lost;
+    }
+    REQUIRE(moves < 10);
+  }
+  CHECK(lost == 1);  // between the end of the old and the beginning of the new
+}
+
+TEST_CASE("what is assigned may lie in the value that it takes the place of", "[result]") {
+  auto last = std::make_unique<list_node>(list_node{2, std::errc::no_message});
+  result<std::unique_ptr<list_node>> head(
+      std::make_unique<list_node>(list_node{1, std::move(last)}));
+  head = std::move((*head)->next);
+  REQUIRE(head);
+  CHECK((*head)->value == 2);
+  head = std::move((*head)->next);
+  CHECK(head.error() == std::errc::no_message);
+
+  result<tree_node> tree(tree_node{1, {}});
+  tree->children.emplace_back(tree_node{2, {}});
+  tree = tree->children.front();
+  REQUIRE(tree);
+  CHECK(tree->value == 2);
+}

@@ -170,13 +170,11 @@ class [[nodiscard]] result {
   result& operator=(const result&)
     requires(std::is_trivially_copyable_v<T>)
   = default;
-  result& operator=(const result& other) noexcept(std::is_nothrow_copy_constructible_v<T>)
+  result& operator=(const result& other) noexcept(std::is_nothrow_copy_constructible_v<T> &&
+                                                  std::is_nothrow_move_constructible_v<T>)
     requires(std::is_copy_constructible_v<T> && !std::is_trivially_copyable_v<T>)
   {
-    if (this == &other) return *this;
-    destroy_value();
-    take_from(other);
-    return *this;
+    return *this = result(other);
   }
   result& operator=(result&&)
     requires(std::is_trivially_copyable_v<T>)
@@ -185,8 +183,11 @@ class [[nodiscard]] result {
     requires(!std::is_trivially_copyable_v<T>)
   {
     if (this == &other) return *this;
+    result taken(std::move(other));  // it may lie in the value that is destroyed
     destroy_value();
-    take_from(std::move(other));
+    unfinished guard(*this);
+    take_from(std::move(taken));
+    guard.is_finished();
     return *this;
   }
   ~result()
@@ -233,20 +234,30 @@ class [[nodiscard]] result {
   /// Becomes what `other` is; holds no value before.
   template <class Other>
   void take_from(Other&& other) {
-    if (other.category_ == nullptr) {
-      if constexpr (!std::is_nothrow_constructible_v<T, decltype((
-                                                            std::forward<Other>(other).value_))>) {
-        // What an assignment that throws half-way leaves.
-        category_ = &std::generic_category();
-        code_ = static_cast<int>(std::errc::state_not_recoverable);
-      }
+    if (other.category_ == nullptr)
       std::construct_at(std::addressof(value_), std::forward<Other>(other).value_);
-      category_ = nullptr;
-    } else {
+    else
       code_ = other.code_;
-      category_ = other.category_;
-    }
+    category_ = other.category_;
   }
+
+  /// While one holds neither a value nor an error: says so if it is left like that. A constructor that
+  /// throws may have written over the code.
+  class unfinished {
+   public:
+    explicit unfinished(result& of) noexcept : of_(&of) {}
+    unfinished(const unfinished&) = delete;
+    unfinished& operator=(const unfinished&) = delete;
+    ~unfinished() {
+      if (of_ == nullptr) return;
+      of_->category_ = &std::generic_category();
+      of_->code_ = static_cast<int>(std::errc::state_not_recoverable);
+    }
+    void is_finished() noexcept { of_ = nullptr; }
+
+   private:
+    result* of_;
+  };
 
   // Of the error; null where there is a value. With the code in the place of the value, a result of a
   // pointer or a number is two words.
