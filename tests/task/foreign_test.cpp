@@ -9,10 +9,13 @@
 
 #include "death.hpp"
 #include "foreign.hpp"
+#include "manual_loop.hpp"
 #include "probes.hpp"
 
+#include <chrono>
 #include <coroutine>
 #include <cstdlib>
+#include <functional>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -319,3 +322,69 @@ TEST_CASE("a task that is resumed on another thread aborts with a message", "[fo
   CHECK(ending_of(resumes).aborted_saying("from a thread that is not its reactor's"));
 }
 #endif
+
+namespace {
+
+/// A coroutine waits here until another one resumes it, on that one's stack.
+struct gate {
+  std::coroutine_handle<> waits;
+
+  void open() { std::exchange(waits, nullptr).resume(); }
+
+  struct wait {
+    gate& at;
+    bool await_ready() const noexcept { return false; }
+    void await_suspend(std::coroutine_handle<> coroutine) const noexcept { at.waits = coroutine; }
+    void await_resume() const noexcept {}
+  };
+  /// Waits at `own`, and opens `other` before it lets go of the stack.
+  struct swap {
+    gate& other;
+    gate& own;
+    bool await_ready() const noexcept { return false; }
+    void await_suspend(std::coroutine_handle<> coroutine) const {
+      own.waits = coroutine;
+      other.open();
+    }
+    void await_resume() const noexcept {}
+  };
+};
+
+}  // namespace
+
+TEST_CASE("a task that ends below a task that is started on its own stack is not resumed twice",
+          "[foreign]") {
+  manual_loop loop;
+  gate receives;
+  gate sends;
+  std::string log;
+  const auto opens = [](gate& g) -> coax::task<> {
+    g.open();
+    co_return;
+  };
+  const auto receiver = [&]() -> coax::task<> {
+    co_await gate::wait{receives};
+    co_await opens(sends);
+    log += "received ";
+  };
+  const auto swaps = [&]() -> coax::task<int> {
+    co_await gate::swap{receives, sends};
+    co_return 7;
+  };
+  const auto sender = [&]() -> coax::task<> {
+    co_await coax::sleep_for(std::chrono::milliseconds(1));
+    const int got = co_await swaps();
+    log += "got " + std::to_string(got);
+    co_await coax::sleep_for(std::chrono::milliseconds(20));
+    log += " slept";
+    co_await coax::sleep_for(std::chrono::milliseconds(20));
+    log += " sent";
+  };
+  const auto body = [&](coax::scope& s) -> coax::task<> {
+    s.spawn(std::ref(receiver));
+    s.spawn(std::ref(sender));
+    co_return;
+  };
+  loop.run(coax::with_scope(body));
+  CHECK(log == "received got 7 slept sent");
+}

@@ -201,7 +201,7 @@ class loop {
   class inline_start {
    public:
     inline_start(loop& l, const promise_base& begun) noexcept
-        : loop_(l), outer_(std::exchange(l.starting_, &begun)) {
+        : loop_(l), task_(begun), outer_(std::exchange(l.starting_, this)) {
       ++loop_.depth_;
     }
     inline_start(const inline_start&) = delete;
@@ -212,10 +212,17 @@ class loop {
     }
 
    private:
+    friend class loop;
     loop& loop_;
-    const promise_base* outer_;
+    const promise_base& task_;
+    const inline_start* outer_;
   };
-  bool is_starting(const promise_base& task) const noexcept { return starting_ == &task; }
+  /// It is the innermost as a rule; not so where what another library resumes starts one in between.
+  bool is_starting(const promise_base& task) const noexcept {
+    for (const inline_start* at = starting_; at != nullptr; at = at->outer_)
+      if (&at->task_ == &task) return true;
+    return false;
+  }
 
   /// No other loop of this program has it; never 0.
   std::uint32_t number() const noexcept { return number_; }
@@ -294,7 +301,7 @@ class loop {
   std::uint32_t turn_began_ = 0;
   bool dispatching_ = false;
   int depth_ = 0;
-  const promise_base* starting_ = nullptr;  // by `inline_start`, the innermost
+  const inline_start* starting_ = nullptr;  // the innermost
   int inline_left_ = inline_completions_max;
   timers timers_;
 };
