@@ -236,6 +236,8 @@ TEST_CASE("a duration saturates where nanoseconds would overflow", "[timers]") {
         longest);
   CHECK(coax::timeout(1s).value() == 1s);
   CHECK(coax::timeout(std::chrono::duration<float>(0.5F)).value() == 500ms);
+  constexpr coax::timeout nearly(std::chrono::duration<float>(9223371776.F));
+  CHECK(nearly.value() > std::chrono::hours(24 * 365 * 290));
   CHECK(coax::timeout(0s).value() == 0s);
   CHECK(coax::timeout(-1s).value() < 0s);
   CHECK(coax::timeout(std::chrono::hours::min()).value() < 0s);

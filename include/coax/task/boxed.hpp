@@ -4,6 +4,7 @@
 #include <coax/task/clock.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/frames.hpp>
+#include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/time_limit.hpp>
 
@@ -58,6 +59,8 @@ class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
   }
   template <class P>
   bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
+    static_assert(alignof(limited) <= alignof(std::max_align_t),
+                  "blocks are not aligned beyond that");
     limited& held = *held_;
     const bool suspended = held.wait.await_suspend(coroutine);
     if (held.wait.is_waiting()) held.set_limit();
@@ -70,7 +73,7 @@ class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
   }
 
  private:
-  static constexpr bool gives_errors = std::is_convertible_v<std::error_code, value_type>;
+  static constexpr bool gives_errors = is_result_v<value_type>;
 
   struct limited final : time_limit {
     template <class... A>

@@ -46,7 +46,11 @@ class timeout {
     constexpr double limit = std::chrono::duration_cast<seconds>(clock::duration::max()).count();
     if (!(approximate < limit)) return clock::duration::max();
     if (approximate < 0) return clock::duration(-1);
-    return std::chrono::duration_cast<clock::duration>(d);
+    if constexpr (std::chrono::treat_as_floating_point_v<Rep>)
+      return std::chrono::duration_cast<clock::duration>(
+          seconds(approximate));  // a float would overflow
+    else
+      return std::chrono::duration_cast<clock::duration>(d);
   }
 
   clock::duration value_;
