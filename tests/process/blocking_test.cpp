@@ -171,8 +171,9 @@ TEST_CASE("what was given to blocking is gone when it has returned") {
 }
 
 TEST_CASE("within gives blocking up in time, as a single wait, and the work is done all the same") {
-  static_assert(std::is_same_v<decltype(coax::within(1s, coax::blocking(answer))),
-                               coax::within_wait<decltype(coax::blocking(answer))>>);
+  static_assert(std::is_same_v<
+                decltype(coax::within(1s, coax::blocking(answer))),
+                coax::within_wait<coax::detail::limited_wait<decltype(coax::blocking(answer))>>>);
   on_each_backend([]() -> task<> {
     std::atomic<int> alive{0};
     thread_gate gate;

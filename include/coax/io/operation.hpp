@@ -103,7 +103,6 @@ class operation : public waiter {
   operation(int fd, short waits_for, watching how) noexcept
       : fd_(fd),
         drained_(false),
-        polls_(false),
         watching_(how),
         stop_requested_(false),
         has_turn_(false),
@@ -126,15 +125,15 @@ class operation : public waiter {
   }
   static constexpr int cut_before = -100'000;
 
-  // In the order in which they fill the gaps: each connection that waits holds an operation.
+  // In the order that leaves no gap but one at the end, for what is derived: each connection that waits
+  // holds an operation.
  private:
   int fd_;
 
  protected:
-  descriptor* at_ = nullptr;  // its entry in the reactor's table, once started
   int result_ = 0;
+  descriptor* at_ = nullptr;  // its entry in the reactor's table, once started
   bool drained_ : 1;
-  bool polls_ : 1;  // `receive`: what is in the ring only says that there is something
 
  private:
   friend class reactor;

@@ -33,6 +33,8 @@ class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
 
   template <class... A>
   static boxed make(A&&... args) noexcept(gives_errors) {
+    static_assert(alignof(limited) <= alignof(std::max_align_t),
+                  "blocks are not aligned beyond that");
     constexpr std::size_t size = sizeof(limited);
     void* const memory = gives_errors ? frames::try_allocate(size) : frames::allocate(size);
     return boxed(memory == nullptr ? no_memory()
@@ -51,38 +53,25 @@ class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
     must_be_here();
     if (has_block()) held_->limit(of_the_wait);
   }
-  bool was_stopped() const noexcept { return has_block() && held_->wait.was_stopped(); }
+  bool was_stopped() const noexcept { return has_block() && held_->was_stopped(); }
 
   bool await_ready() noexcept {
     must_be_here();
-    return !has_block() || held_->wait.await_ready();
+    return !has_block() || held_->await_ready();
   }
   template <class P>
   bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
-    static_assert(alignof(limited) <= alignof(std::max_align_t),
-                  "blocks are not aligned beyond that");
-    limited& held = *held_;
-    const bool suspended = held.wait.await_suspend(coroutine);
-    if (held.wait.is_waiting()) held.set_limit();
-    return suspended;
+    return held_->await_suspend(coroutine);
   }
   value_type await_resume() {
     if constexpr (gives_errors)
       if (!has_block()) return std::make_error_code(std::errc::not_enough_memory);
-    return held_->wait.await_resume();
+    return held_->await_resume();
   }
 
  private:
+  using limited = limited_wait<Wait>;
   static constexpr bool gives_errors = is_result_v<value_type>;
-
-  struct limited final : time_limit {
-    template <class... A>
-    explicit limited(A&&... args) noexcept : wait(std::forward<A>(args)...) {}
-    using time_limit::set_limit;
-    void expired() noexcept override { wait.request_stop(); }
-
-    Wait wait;
-  };
 
   explicit boxed(limited* held) noexcept : held_(held) {}
 

@@ -6,6 +6,8 @@
 #include <coax/task/timers.hpp>
 
 #include <chrono>
+#include <coroutine>
+#include <utility>
 
 namespace coax::inline COAX_ABI::detail {
 
@@ -36,6 +38,35 @@ class time_limit : public timer {
  private:
   // Reading the clock exactly costs as much as all else that is done for a timeout.
   static constexpr clock::duration long_enough = std::chrono::seconds(1);
+};
+
+/// A wait, and the timer that limits it if a limit is set.
+template <class Wait>
+class limited_wait final : private time_limit {
+ public:
+  using resumed_by_loop = Wait;
+
+  template <class... A>
+  explicit limited_wait(A&&... args) noexcept : wait_(std::forward<A>(args)...) {}
+  limited_wait(limited_wait&& other) noexcept  // before it is awaited
+      : time_limit(other.limit()), wait_(std::move(other.wait_)) {}
+
+  using time_limit::limit;
+  bool was_stopped() const noexcept { return wait_.was_stopped(); }
+
+  bool await_ready() noexcept { return wait_.await_ready(); }
+  template <class P>
+  bool await_suspend(std::coroutine_handle<P> coroutine) {
+    const bool suspended = wait_.await_suspend(coroutine);
+    if (wait_.is_waiting()) set_limit();
+    return suspended;
+  }
+  decltype(auto) await_resume() { return wait_.await_resume(); }
+
+ private:
+  void expired() noexcept override { wait_.request_stop(); }
+
+  Wait wait_;
 };
 
 }  // namespace coax::inline COAX_ABI::detail

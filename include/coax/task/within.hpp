@@ -32,61 +32,34 @@ inline constexpr bool is_boxed<boxed<Wait>> = true;
 template <class T>
 using flattened = std::conditional_t<is_result_v<T>, T, result<T>>;
 
-/// What the await of `within` gives, of a wait that has ended.
-template <class Wait>
-flattened<await_result_t<Wait>> result_within(Wait& ended) {
-  if (ended.was_stopped()) return std::make_error_code(std::errc::timed_out);
-  if constexpr (std::is_void_v<await_result_t<Wait>>) {
-    ended.await_resume();
-    return {};
-  } else {
-    return ended.await_resume();
-  }
-}
-
 }  // namespace detail
 
-/// The await of `within` around a single wait: that wait and a timer, no more.
+/// The await of `within` around a single wait, which has a place for the limit.
 template <class Wait>
-class within_wait final : private detail::time_limit {
+class within_wait final {
  public:
   using result_type = detail::flattened<await_result_t<Wait>>;
   using resumed_by_loop = Wait;
 
-  within_wait(timeout limit, Wait&& wait) noexcept : time_limit(limit), wait_(std::move(wait)) {}
-  within_wait(within_wait&& other) noexcept  // before it is awaited
-      : within_wait(other.limit(), std::move(other.wait_)) {}
+  template <class A>
+  within_wait(timeout limit, A&& wait) noexcept : wait_(std::forward<A>(wait)) {
+    wait_.limit(limit);
+  }
 
   bool await_ready() noexcept { return wait_.await_ready(); }
   template <class P>
   bool await_suspend(std::coroutine_handle<P> coroutine) {
-    const bool suspended = wait_.await_suspend(coroutine);
-    if (wait_.is_waiting()) set_limit();
-    return suspended;
-  }
-  result_type await_resume() { return detail::result_within(wait_); }
-
- private:
-  void expired() noexcept override { wait_.request_stop(); }
-
-  Wait wait_;
-};
-
-/// The same around a single wait that has room for a timer.
-template <class Wait>
-class within_box final {
- public:
-  using result_type = detail::flattened<await_result_t<Wait>>;
-  using resumed_by_loop = Wait;
-
-  within_box(timeout limit, Wait&& wait) noexcept : wait_(std::move(wait)) { wait_.limit(limit); }
-
-  bool await_ready() noexcept { return wait_.await_ready(); }
-  template <class P>
-  bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
     return wait_.await_suspend(coroutine);
   }
-  result_type await_resume() { return detail::result_within(wait_); }
+  result_type await_resume() {
+    if (wait_.was_stopped()) return std::make_error_code(std::errc::timed_out);
+    if constexpr (std::is_void_v<await_result_t<Wait>>) {
+      wait_.await_resume();
+      return {};
+    } else {
+      return wait_.await_resume();
+    }
+  }
 
  private:
   Wait wait_;
@@ -138,9 +111,9 @@ template <class A>
   static_assert(!std::is_lvalue_reference_v<A>,
                 "move the awaitable into within, or call what makes it there");
   if constexpr (detail::is_boxed<A>)
-    return within_box<A>(limit, std::forward<A>(awaitable));
-  else if constexpr (detail::single_wait<A>)
     return within_wait<A>(limit, std::forward<A>(awaitable));
+  else if constexpr (detail::single_wait<A>)
+    return within_wait<detail::limited_wait<A>>(limit, std::forward<A>(awaitable));
   else
     return within_task<await_result_t<A>>(limit,
                                           detail::as_regular_task(std::forward<A>(awaitable)));

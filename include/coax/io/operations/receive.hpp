@@ -54,9 +54,7 @@ class receive final : public basic_operation<receive, leased_buffer> {
     return got;
   }
   bool take(int answer) noexcept override {
-    const bool polled = polls_;
-    polls_ = false;
-    if (polled && answer > 0) {
+    if (std::exchange(polls_, false) && answer > 0) {
       answer = perform(reactor::current().system());
       if (answer == -EAGAIN || answer == -EINTR) return false;
     }
@@ -83,6 +81,7 @@ class receive final : public basic_operation<receive, leased_buffer> {
   }
 
  private:
+  bool polls_ = false;  // what is in the ring only says that there is something
   leased_buffer received_;
 };
 
