@@ -93,12 +93,9 @@ class operation : public waiter {
   bool stop_requested() const noexcept { return stop_requested_; }
 
  protected:
-  /// The turn of `op`: makes its call, and resumes who awaits it if that ends it; or resumes who
-  /// awaits one that has ended.
-  template <class Operation>
-  static void take_turn(Operation& op) noexcept;
-
-  void run() noexcept override { take_turn(*this); }
+  /// Its turn: makes its call, and resumes who awaits it if that ends it; or resumes who awaits one
+  /// that has ended.
+  void run() noexcept final;
 
   operation(int fd, short waits_for, watching how) noexcept
       : fd_(fd),
@@ -114,9 +111,8 @@ class operation : public waiter {
   operation(const operation&) = default;
   ~operation() = default;
 
-  /// Whether `op` could be done without waiting, and has its result.
-  template <class Operation>
-  static bool done_at_once(Operation& op, const coax::root& awaiting) noexcept;
+  /// Whether it could be done without waiting, and has its result.
+  bool done_at_once(const coax::root& awaiting) noexcept;
 
   /// -errno or one of coax::errc, negated and beyond errno, as an error code.
   static std::error_code error_of(int answer) noexcept {
@@ -165,7 +161,7 @@ class basic_operation : public operation {
   template <class P>
   bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
     if constexpr (Derived::is_tried_at_once && task_promise<P>)
-      if (done_at_once(static_cast<Derived&>(*this), *coroutine.promise().root())) return false;
+      if (done_at_once(*coroutine.promise().root())) return false;
     return operation::await_suspend(coroutine);
   }
 
@@ -178,10 +174,6 @@ class basic_operation : public operation {
   explicit basic_operation(int fd, watching how) noexcept
       : operation(fd, Derived::waits_for, how) {}
   basic_operation(int fd, short waits_for, watching how) noexcept : operation(fd, waits_for, how) {}
-
- private:
-  friend class operation;
-  void run() noexcept final { this->take_turn(static_cast<Derived&>(*this)); }
 };
 
 }  // namespace coax::inline COAX_ABI

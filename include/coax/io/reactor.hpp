@@ -32,7 +32,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 
 namespace coax::inline COAX_ABI {
@@ -207,8 +206,7 @@ class reactor : public loop {
 
   /// Makes the call of `op` when it is worth trying and no rule stands against it. True when it has
   /// taken its last answer, and need not begin; false to begin it.
-  template <class Operation>
-  bool does_at_once(Operation& op) noexcept {
+  bool does_at_once(operation& op) noexcept {
     check_runs_here();
     if (!is_plain(op) || !worth_a_call(op) || !spend_inline_completion()) return false;
     if (call(op) != progress::ended) return false;
@@ -218,17 +216,15 @@ class reactor : public loop {
 
   /// `op`, which the backend has made ready, has its turn. True when it has ended, and its coroutine
   /// is to be resumed. If it was asked to stop after it had been made ready, its result came first.
-  template <class Operation>
-  bool ends_in_turn(Operation& op) noexcept {
-    operation& any = op;
-    any.has_turn_ = false;
-    if (!any.at_->is_awaited_by(any) || any.at_->closing) return was_stopped(any), false;
+  bool ends_in_turn(operation& op) noexcept {
+    op.has_turn_ = false;
+    if (!op.at_->is_awaited_by(op) || op.at_->closing) return was_stopped(op), false;
     const progress made = call(op);
     if (made != progress::ended) {
-      if (any.stop_requested_) return was_stopped(any), false;
-      if (!go_on(any, made)) return false;
+      if (op.stop_requested_) return was_stopped(op), false;
+      if (!go_on(op, made)) return false;
     }
-    release(any);
+    release(op);
     return true;
   }
 
@@ -323,17 +319,13 @@ class reactor : public loop {
     goes_on,     ///< there may be more, but others are to have their turn
   };
 
-  /// Makes the call of `op`, as long as that gets it on. Where its class is final, nothing of that is
-  /// a virtual call.
-  template <class Operation>
-  progress call(Operation& given) noexcept {
-    std::conditional_t<may_be_called_directly<Operation>, Operation, operation>& op = given;
-    operation& any = given;
-    descriptor& d = *any.at_;
-    const auto wanted = static_cast<unsigned>(any.waits_for());
+  /// Makes the call of `op`, as long as that gets it on.
+  progress call(operation& op) noexcept {
+    descriptor& d = *op.at_;
+    const auto wanted = static_cast<unsigned>(op.waits_for());
     for (int tries = 0; tries < tries_max; ++tries) {
       const int answer = op.perform(calls_);
-      spend_inline_completions(more_than_a_completion(any, answer));
+      spend_inline_completions(more_than_a_completion(op, answer));
       if (answer == -EINTR) continue;
       if (answer == -EAGAIN) {
         // What was seen once of a hang-up stays true, but it does not make a call ready that says
@@ -344,11 +336,10 @@ class reactor : public loop {
       // A TCP read that came back short has emptied the socket, so the next one need not ask. Not
       // so once the peer has ended the stream or sent urgent data: these came with an edge that is
       // not repeated, and there is more to read.
-      if (any.drained() && short_read_is_all_ && d.tcp && (d.ready & descriptor::sticky) == 0)
+      if (op.drained() && short_read_is_all_ && d.tcp && (d.ready & descriptor::sticky) == 0)
         d.ready &= ~wanted;
-      if (answer > 0 && !d.closing ? op.take(answer) : take_end(any, answer))
-        return progress::ended;
-      if (any.watched_as() == watching::stream && (d.ready & wanted) == 0)
+      if (take(op, answer)) return progress::ended;
+      if (op.watched_as() == watching::stream && (d.ready & wanted) == 0)
         return progress::would_wait;
     }
     return progress::goes_on;
@@ -476,13 +467,6 @@ class reactor : public loop {
     const bool moved = op.watched_as() == watching::stream && answer > 0;
     return of_the_call + (moved ? answer / bytes_of_one : 0);
   }
-
-  template <class Operation>
-  static constexpr bool may_be_called_directly =
-      std::is_final_v<Operation> && requires(Operation& op, syscalls& calls) {
-        op.perform(calls);
-        op.take(0);
-      };
 
   /// Whether no rule stands against `op`, as is the rule; then it has its descriptor.
   bool is_plain(operation& op) noexcept {
@@ -638,20 +622,16 @@ class reactor : public loop {
 };
 
 inline bool operation::start() noexcept { return reactor::current().start(*this); }
-template <class Operation>
-bool operation::done_at_once(Operation& op, const coax::root& awaiting) noexcept {
-  operation& any = op;
-  any.must_be_new();
-  if (awaiting.stopping() || !reactor::current().does_at_once(op)) return false;
-  any.completed_at_once();
+inline bool operation::done_at_once(const coax::root& awaiting) noexcept {
+  must_be_new();
+  if (awaiting.stopping() || !reactor::current().does_at_once(*this)) return false;
+  completed_at_once();
   return true;
 }
 inline void operation::stop() noexcept { reactor::current().stop(*this); }
-template <class Operation>
-void operation::take_turn(Operation& op) noexcept {
-  operation& any = op;
-  if (!any.has_turn_) return any.resume();
-  if (reactor::current().ends_in_turn(op)) any.complete_in_turn();
+inline void operation::run() noexcept {
+  if (!has_turn_) return resume();
+  if (reactor::current().ends_in_turn(*this)) complete_in_turn();
 }
 
 }  // namespace coax::inline COAX_ABI
