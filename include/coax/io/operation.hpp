@@ -132,7 +132,7 @@ class operation : public waiter {
   bool drained_ : 1;
 
  private:
-  friend class reactor;
+  friend class io_loop;
   friend class readiness_reactor;
   friend class completion_reactor;
   friend class uring_reactor;

@@ -1,0 +1,430 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/buffer_pool.hpp>
+#include <coax/io/descriptors.hpp>
+#include <coax/io/inbox.hpp>
+#include <coax/io/operation.hpp>
+#include <coax/io/owner.hpp>
+#include <coax/io/syscalls.hpp>
+#include <coax/io/undelivered.hpp>
+#include <coax/task/exceptions.hpp>
+#include <coax/task/loop.hpp>
+#include <coax/task/root.hpp>
+
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+namespace coax::inline COAX_ABI {
+
+/// A loop on which operations begin and end.
+///
+/// This class knows the rules that do not depend on how the kernel is asked: who may wait on a
+/// descriptor, what an answer means, and what stopping and closing mean. A backend submits and cancels.
+///
+/// Thread    one.
+class io_loop : public loop {
+ public:
+  /// The one that runs on this thread; the program ends with a message where there is none.
+  static io_loop& current() noexcept { return static_cast<io_loop&>(loop::current()); }
+
+  /// Operations that have begun and not ended. A multishot receive that nobody waits for is none.
+  std::size_t in_flight() const noexcept { return in_flight_; }
+
+  /// Operations that have begun; of those that ended, how many were given up.
+  std::uint64_t submitted() const noexcept { return submitted_; }
+  std::uint64_t cancelled() const noexcept { return cancelled_; }
+
+  /// Buffers that are taken from those of the reactor: leased, received ahead, or lying ready in the
+  /// kernel.
+  std::size_t buffers_in_use() const noexcept { return buffers_ ? buffers_->in_use() : 0; }
+
+  // --- for operations ---
+
+  syscalls& system() noexcept { return calls_; }
+  const syscalls& system() const noexcept { return calls_; }
+
+  /// Begins `op`. True when it ended at once.
+  bool start(operation& op) noexcept {
+    check_runs_here();
+    if (op.at_ == nullptr && !is_plain(op) && ends_at_once(op)) return true;
+    if (is_reader(op)) op.at_->reader = &op;
+    if (is_writer(op)) op.at_->writer = &op;
+    ++in_flight_;
+    ++submitted_;
+    if (!submit(op)) return false;
+    release(op);
+    return true;
+  }
+
+  /// Makes the call of `op` when it is worth trying and no rule stands against it. True when it has
+  /// taken its last answer, and need not begin; false to begin it.
+  bool does_at_once(operation& op) noexcept {
+    check_runs_here();
+    if (!is_plain(op) || !worth_a_call(op) || !spend_inline_completion()) return false;
+    if (call(op) != progress::ended) return false;
+    ++submitted_;
+    return true;
+  }
+
+  /// `op`, which the backend has made ready, has its turn. True when it has ended, and its coroutine
+  /// is to be resumed. If it was asked to stop after it had been made ready, its result came first.
+  bool ends_in_turn(operation& op) noexcept {
+    op.has_turn_ = false;
+    if (!op.at_->is_awaited_by(op) || op.at_->closing) return was_stopped(op), false;
+    const progress made = call(op);
+    if (made != progress::ended) {
+      if (op.stop_requested_) return was_stopped(op), false;
+      if (!go_on(op, made)) return false;
+    }
+    release(op);
+    return true;
+  }
+
+  /// Asks `op`, which has begun, to end. It ends as stopped, or with its result if that came first.
+  void stop(operation& op) noexcept {
+    check_runs_here();
+    if (op.stop_requested_) return;
+    op.stop_requested_ = true;
+    cancel(op);
+  }
+
+  /// Changes when `fd` is closed, so that who comes back to a number can see whether it still is
+  /// the same.
+  std::uint32_t life_of(int fd) {
+    const descriptor* d = descriptors_.find(fd);
+    return d == nullptr ? 0 : d->life;
+  }
+
+  /// A buffer to receive into; a private one when those of the reactor are all in use. Null when
+  /// there is no memory.
+  detail::buffer* take_buffer() noexcept {
+    detail::buffer_pool* pool = buffers();
+    detail::buffer* taken = pool == nullptr ? nullptr : pool->take();
+    return taken != nullptr ? taken : detail::buffer::make_private();
+  }
+
+  // --- for streams ---
+
+  /// Takes over the descriptor of a new stream.
+  void own(int fd, bool tcp) {
+    descriptor* d = descriptors_.find(fd);
+    if (d == nullptr) return;
+    forsake_waiters(*d);
+    detail::undelivered::take(fd);  // of one that had this number
+    d->renew(true, tcp);
+  }
+
+  /// What closing does to the socket itself, which other processes may share.
+  enum class closing { everywhere, here };
+
+  /// Closes `fd`. While an operation is pending on it the operation fails with
+  /// std::errc::operation_canceled, and the number stays taken until that has ended; a connection
+  /// is shut down at once all the same.
+  void close(int fd, closing reach = closing::everywhere) noexcept {
+    descriptor* d = descriptors_.known(fd);
+    if (d != nullptr) d->received.clear();
+    detail::undelivered::take(fd);
+    if (d == nullptr || d->idle()) {
+      if (d != nullptr) d->renew(false, false);
+      calls_.close(fd);
+      return;
+    }
+    d->closing = true;
+    if (reach == closing::everywhere) calls_.shutdown(fd, SHUT_RDWR);
+    if (d->multishot) stop_multishot(*d);
+    operation* const writer = d->writer;  // cancelling the last one renews the entry
+    if (d->reader != nullptr) cancel(*d->reader);
+    if (writer != nullptr && d->writer == writer) cancel(*writer);
+  }
+
+ protected:
+  io_loop(syscalls& calls, clock::time_point start)
+      : loop(start),
+        // One on the kernel has calls of its own, which it counts.
+        calls_(&calls == &syscalls::kernel() ? own_calls_ : calls),
+        descriptors_(calls_) {}
+  ~io_loop() = default;
+
+  // --- the seam: what a backend does ---
+
+  /// How far calls have brought an operation.
+  enum class progress : std::uint8_t {
+    ended,       ///< it has taken its last answer
+    would_wait,  ///< there is no more to be had now
+    goes_on,     ///< there may be more, but others are to have their turn
+  };
+
+  /// Makes the call of `op`, as long as that gets it on.
+  progress call(operation& op) noexcept {
+    descriptor& d = *op.at_;
+    const auto wanted = static_cast<unsigned>(op.waits_for());
+    for (int tries = 0; tries < tries_max; ++tries) {
+      const int answer = op.perform(calls_);
+      spend_inline_completions(more_than_a_completion(op, answer));
+      if (answer == -EINTR) continue;
+      if (answer == -EAGAIN) {
+        // What was seen once of a hang-up stays true, but it does not make a call ready that says
+        // it is not.
+        d.ready &= ~wanted;
+        return progress::would_wait;
+      }
+      // A TCP read that came back short has emptied the socket, so the next one need not ask. Not
+      // so once the peer has ended the stream or sent urgent data: these came with an edge that is
+      // not repeated, and there is more to read.
+      if (op.drained() && short_read_is_all_ && d.tcp && (d.ready & descriptor::sticky) == 0)
+        d.ready &= ~wanted;
+      if (take(op, answer)) return progress::ended;
+      if (op.watched_as() == watching::stream && (d.ready & wanted) == 0)
+        return progress::would_wait;
+    }
+    return progress::goes_on;
+  }
+
+  /// A kernel that gives fewer bytes than it has, as a simulation does on purpose, says so: then
+  /// only EAGAIN means that there is no more.
+  void short_reads_leave_more() noexcept { short_read_is_all_ = false; }
+
+  /// Whether the call of `op` may well succeed now, and costs less than to ask the kernel.
+  virtual bool worth_a_call([[maybe_unused]] const operation& op) noexcept { return false; }
+  /// Asks the kernel. True when `op` has taken its last answer already; else `ended` or
+  /// `was_stopped` follows.
+  virtual bool submit(operation& op) noexcept = 0;
+  /// Asks the kernel to give `op` up. `ended` or `was_stopped` follows.
+  virtual void cancel(operation& op) noexcept = 0;
+  /// What is to become of `op`, which the backend had made ready, and whose calls have not ended it.
+  /// True when it has taken its last answer after all.
+  virtual bool go_on([[maybe_unused]] operation& op, [[maybe_unused]] progress made) noexcept {
+    return false;
+  }
+  /// The entry of a descriptor that nobody waits on any more is about to be closed or forgotten.
+  virtual void forget(descriptor&) noexcept {}
+  /// Asks the kernel to end the multishot receive of a descriptor. `multishot_ended` follows.
+  virtual void stop_multishot(descriptor&) noexcept {}
+  /// Whether one is in the kernel, be it of a descriptor that is gone.
+  virtual bool has_multishots() const noexcept { return false; }
+
+  // --- what a backend reports ---
+
+  /// Passes an answer of the kernel to `op`. True when that ended it; false to do it again.
+  static bool take(operation& op, int answer) noexcept {
+    if (answer > 0 && !op.at_->closing) return op.take(answer);
+    return take_end(op, answer);
+  }
+
+  /// The kernel says only once by which error a connection was lost, and then shows an end. Who
+  /// reads must not take that for the peer's, although it was a write that was told.
+  static int end_of(const descriptor& d) noexcept { return -d.lost; }
+
+  /// `op` has taken its last answer.
+  void ended(operation& op) noexcept {
+    release(op);
+    op.complete();
+  }
+
+  /// `op` ended without an answer, because it was asked to, or because its descriptor was closed.
+  void was_stopped(operation& op) noexcept {
+    ++cancelled_;
+    if (op.at_->is_awaited_by(op)) op.cut_off();  // else its number stands for another stream now
+    release(op);
+    if (op.stop_requested_) return op.stopped();
+    op.result_ = -ECANCELED;
+    op.complete();
+  }
+
+  /// The multishot receive of `d` has had its last completion.
+  void multishot_ended(descriptor& d) noexcept {
+    d.multishot = d.multishot_stops = false;
+    settle(d);
+  }
+
+  descriptor_table& descriptors() noexcept { return descriptors_; }
+
+  /// The buffers of this reactor, made when first asked for. Null when there is no memory.
+  detail::buffer_pool* buffers() noexcept {
+    if (!buffers_) buffers_.reset(detail::buffer_pool::make());
+    return buffers_.get();
+  }
+
+  static bool is_writer(const operation& op) noexcept {
+    return (op.waits_for() & interest::writable) != 0;
+  }
+  /// Whoever does not wait for writing counts as a reader: urgent data and hang-ups are news from
+  /// the peer.
+  static bool is_reader(const operation& op) noexcept {
+    return (op.waits_for() & ~interest::writable) != 0 || !is_writer(op);
+  }
+
+  // --- for the end of a run ---
+
+  void stop_multishots() noexcept {
+    if (!has_multishots()) return;
+    descriptors_.for_each([this](descriptor& d) {
+      if (d.multishot) stop_multishot(d);
+    });
+  }
+
+  void keep_undelivered() noexcept {
+    if (!buffers_) return;
+    descriptors_.for_each([](descriptor& d) {
+      if (!d.received.empty()) detail::undelivered::keep(d.fd, std::move(d.received));
+    });
+  }
+
+  const detail::owner& owner() const noexcept { return owner_; }
+
+ private:
+  friend class operation;
+
+  /// Cheaper than `owner_.check()`, which each turn has made.
+  void check_runs_here() const noexcept {
+#ifndef NDEBUG
+    if (running() != this) detail::fatal_other_thread();
+    owner_.check_process();
+#endif
+  }
+
+  // One operation tries so often in a row at most, so that a transfer of gigabytes lets others in
+  // between.
+  static constexpr int tries_max = 16;
+
+  /// For how many completions of waits a call counts, besides that of its operation, and about as many
+  /// again for each 8 KB that it has moved. So a peer that always has more to send, and takes all that
+  /// is sent to it, has others wait for 64 KB.
+  static int more_than_a_completion(const operation& op, int answer) noexcept {
+    constexpr int of_the_call = 8;
+    constexpr int bytes_of_one = 1024;
+    const bool moved = op.watched_as() == watching::stream && answer > 0;
+    return of_the_call + (moved ? answer / bytes_of_one : 0);
+  }
+
+  /// Whether no rule stands against `op`, as is the rule; then it has its descriptor.
+  bool is_plain(operation& op) noexcept {
+    descriptor* const d = descriptors_.known(op.fd());
+    if (d == nullptr || !d->is_plain() || op.watched_as() != watching::stream) return false;
+    if (side_taken(*d, op)) return false;
+    op.at_ = d;
+    return true;
+  }
+
+  static bool side_taken(const descriptor& d, const operation& op) noexcept {
+    return (is_reader(op) && d.reader != nullptr) || (is_writer(op) && d.writer != nullptr);
+  }
+
+  /// Whether `op` is refused, or finds its result with the descriptor. Also gets ready what must be
+  /// before the first operation of a descriptor.
+  [[gnu::noinline]] bool ends_at_once(operation& op) noexcept {
+    if (detail::caught([&] { op.at_ = descriptors_.find(op.fd()); }))
+      return op.result_ = -ENOMEM, true;
+    descriptor* const d = op.at_;
+    if (d == nullptr || d->closing) return op.result_ = -EBADF, true;
+    if (side_taken(*d, op)) return op.result_ = -EBUSY, true;
+    if (op.watched_as() != watching::stream) return false;
+    if (!d->owned) take_over(*d);  // it was made on a reactor that is gone
+    if ((is_reader(op) && d->read_cut) || (is_writer(op) && d->write_cut))
+      return op.result_ = operation::cut_before, true;
+    return is_reader(op) && !d->received.empty() && op.take_received(d->received);
+  }
+
+  /// Takes an answer that is not merely so many bytes.
+  static bool take_end(operation& op, int answer) noexcept {
+    if (answer <= 0) answer = told_again(op, answer);
+    if (!op.at_->closing) return op.take(answer);
+    // To read nothing may be the work of the shutdown.
+    const bool is_result = answer > 0 || (answer == 0 && op.zero_is_a_result());
+    return op.take(is_result ? answer : -ECANCELED) || op.take(-ECANCELED);
+  }
+
+  static int told_again(const operation& op, int answer) noexcept {
+    if (op.watched_as() != watching::stream) return answer;
+    descriptor& d = *op.at_;
+    switch (-answer) {
+      case 0:
+        return end_of(d);
+      case ECONNRESET:
+      case ETIMEDOUT:
+      case EHOSTUNREACH:
+      case ENETUNREACH:
+        d.lost = static_cast<std::uint8_t>(-answer) & 0x7f;
+        return answer;
+      default:
+        return answer;
+    }
+  }
+
+  void release(operation& op) noexcept {
+    --in_flight_;
+    descriptor& d = *op.at_;
+    if (d.reader == &op) d.reader = nullptr;
+    if (d.writer == &op) d.writer = nullptr;
+    settle(d);
+  }
+
+  /// Does what was put off while something was pending on `d`.
+  void settle(descriptor& d) noexcept {
+    if ((d.owned && !d.closing) || !d.idle()) return;
+    // Also before it is closed: another process may keep the same socket open, and the kernel
+    // would go on to report it.
+    if (!d.owned) forget(d);
+    if (d.closing) {
+      const int fd = d.fd;
+      d.renew(false, false);
+      calls_.close(fd);
+    }
+  }
+
+  static void take_over(descriptor& d) noexcept {
+    if (d.idle()) {
+      d.renew(true, false);
+    } else {
+      // Somebody waits on it as on a borrowed one, and must be woken all the same.
+      d.owned = true;
+      d.ready = descriptor::unknown;
+    }
+    d.received = detail::undelivered::take(d.fd);
+  }
+
+  /// Somebody closed a borrowed descriptor under a pending wait, and its number came back as a new
+  /// stream.
+  void forsake_waiters(descriptor& d) noexcept {
+    operation* const writer = d.writer;
+    if (d.reader != nullptr) cancel(*d.reader);
+    if (writer != nullptr && d.writer == writer) cancel(*writer);
+    if (d.multishot) stop_multishot(d);
+    d.reader = d.writer = nullptr;
+  }
+
+  struct abandoned {
+    void operator()(detail::buffer_pool* pool) const noexcept { pool->abandon(); }
+  };
+
+  syscalls own_calls_;
+  syscalls& calls_;
+  std::unique_ptr<detail::buffer_pool, abandoned> buffers_;
+  descriptor_table descriptors_;  // after the buffers: what was received goes back to them
+  std::size_t in_flight_ = 0;
+  std::uint64_t submitted_ = 0;
+  std::uint64_t cancelled_ = 0;
+  bool short_read_is_all_ = true;
+  detail::owner owner_;
+};
+
+inline bool operation::start() noexcept { return io_loop::current().start(*this); }
+inline bool operation::done_at_once(const coax::root& awaiting) noexcept {
+  must_be_new();
+  if (awaiting.stopping() || !io_loop::current().does_at_once(*this)) return false;
+  completed_at_once();
+  return true;
+}
+inline void operation::stop() noexcept { io_loop::current().stop(*this); }
+inline void operation::run() noexcept {
+  if (!has_turn_) return resume();
+  if (io_loop::current().ends_in_turn(*this)) complete_in_turn();
+}
+
+}  // namespace coax::inline COAX_ABI
