@@ -3,7 +3,10 @@
 #include "task_scenarios.hpp"
 
 #include <coax/process/run.hpp>
+#include <coax/sync/worker_stack.hpp>
 
+#include <array>
+#include <cstddef>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -77,4 +80,21 @@ TEST_CASE("every allocation fails: a whole run", "[promises][memory]") {
       CHECK(coax::detail::frames::live() == frames);
     }
   }
+}
+
+namespace {
+
+/// An item that anything may be taken for, too large to lie in a block that was recycled.
+struct made_from_codes {
+  made_from_codes(std::error_code) noexcept {}
+  std::array<std::byte, 1500> room{};
+};
+
+}  // namespace
+
+TEST_CASE("to park without memory is std::bad_alloc, not an item made from an error code",
+          "[promises][memory]") {
+  coax::worker_stack<made_from_codes> idle;
+  const memory::shortage shortage(1, 2);
+  CHECK_THROWS_AS(static_cast<void>(idle.park()), std::bad_alloc);
 }

@@ -5,14 +5,12 @@
 #include <coax/task/fatal.hpp>
 #include <coax/task/frames.hpp>
 #include <coax/task/result.hpp>
-#include <coax/task/root.hpp>
 #include <coax/task/time_limit.hpp>
 
 #include <coroutine>
 #include <cstddef>
 #include <new>
 #include <system_error>
-#include <type_traits>
 #include <utility>
 
 namespace coax::inline COAX_ABI::detail {
@@ -21,9 +19,7 @@ namespace coax::inline COAX_ABI::detail {
 /// its await. Compilers keep a place in the frame for every temporary of every `co_await`: this one
 /// is a pointer, so a coroutine holds no more of a wait than it needs while the wait lasts.
 ///
-/// `Wait` makes a result of an error where it has one to give.
-///
-/// Errors    no memory for the block: ENOMEM as that result; where there is none, std::bad_alloc from
+/// Errors    no memory for the block: ENOMEM where the wait gives a `result`, else std::bad_alloc from
 ///           the call.
 template <class Wait>
 class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
