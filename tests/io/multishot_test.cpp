@@ -51,11 +51,9 @@ class scripted final : public coax::completion_reactor {
     if (last) --armed;
   }
 
-  bool worth_a_call(const coax::operation& op) noexcept override {
-    return op.tries_first() == coax::operation::first_try::always;
-  }
   bool submit(coax::operation& op) noexcept override {
-    if (worth_a_call(op) && call(op) == progress::ended) return true;
+    const bool tries = op.tries_first() == coax::operation::first_try::always;
+    if (tries && call(op) == progress::ended) return true;
     queue(op);
     return false;
   }

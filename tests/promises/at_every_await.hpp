@@ -68,11 +68,12 @@ class virtual_stage final : public stage {
     coax::clock::time_point now() const noexcept override { return now_; }
     bool turn() {
       if (!has_ready()) {
-        const auto next = deadlines().next();
+        const auto next = next_deadline();
         if (!next) return false;
         if (*next > now_) now_ = *next;
         deadlines().expire(now_);
       }
+      turn_begins();
       run_ready();
       return true;
     }

@@ -35,12 +35,13 @@ class manual_loop final : public coax::loop {
   /// Runs what is ready, without letting time pass.
   void settle() {
     const running_here guard(*this);
-    while (has_ready()) run_ready();
+    while (has_ready()) run_turn();
   }
 
   /// Lets `d` pass; what that makes ready does not run yet.
   void advance(coax::timeout d) {
     const running_here guard(*this);
+    deadlines().count_from(now_);
     now_ = d.after(now_);
     deadlines().expire(now_);
   }
@@ -48,7 +49,7 @@ class manual_loop final : public coax::loop {
   /// Lets time pass to the next timer; what that makes ready does not run yet.
   void pass_time() {
     const running_here guard(*this);
-    const std::optional<coax::clock::time_point> next = deadlines().next();
+    const std::optional<coax::clock::time_point> next = next_deadline();
     if (!next) coax::detail::fatal("the test waits for something that never comes");
     if (*next > now_) now_ = *next;
     deadlines().expire(now_);
@@ -81,6 +82,10 @@ class manual_loop final : public coax::loop {
 
   void turn() {
     if (!has_ready()) pass_time();
+    run_turn();
+  }
+  void run_turn() {
+    turn_begins();
     run_ready();
   }
 

@@ -23,6 +23,7 @@ constexpr point never = point::max();
 class probe final : public coax::timer {
  public:
   explicit probe(std::function<void()> then) : then_(std::move(then)) {}
+  using timer::limit;
 
  private:
   void expired() noexcept override { then_(); }
@@ -47,6 +48,14 @@ class numbered {
       then();
     }));
     timers.set(*probes_.back(), deadline);
+    return number;
+  }
+  /// The same with a limit, which does not count yet.
+  int set_limit(coax::timeout limit) {
+    const int number = static_cast<int>(probes_.size());
+    probes_.push_back(std::make_unique<probe>([this, number] { fired.push_back(number); }));
+    probes_.back()->limit(limit);
+    timers.set_later(*probes_.back());
     return number;
   }
   probe& operator[](int number) { return *probes_[static_cast<std::size_t>(number)]; }
@@ -220,6 +229,56 @@ TEST_CASE("however many are set, looking next is never late and comes to an end"
     n.timers.expire(*next);
   }
   CHECK(n.fired.size() == 1);
+}
+
+// --- limits ---
+
+TEST_CASE("a limit counts from when the next look is taken, not from when it was set", "[timers]") {
+  numbered n(at(1'000));
+  n.set_limit(50ns);
+  CHECK(n.timers.size() == 1);
+  CHECK(n.timers.has_uncounted());
+  n.timers.count_from(at(3'000));
+  CHECK_FALSE(n.timers.has_uncounted());
+  CHECK(n.timers.next() == at(3'050));
+  n.timers.expire(at(3'049));
+  CHECK(n.fired.empty());
+  n.timers.expire(at(3'050));
+  CHECK(n.fired == order{0});
+  CHECK(n.timers.size() == 0);
+}
+
+TEST_CASE("limits fire in the order of deadlines, ties in the order of setting", "[timers]") {
+  numbered n;
+  n.set_limit(20ns);
+  n.set_limit(10ns);
+  n.set_limit(20ns);
+  n.timers.count_from(at(100));
+  n.set(at(120));
+  n.timers.expire(at(200));
+  CHECK(n.fired == order{1, 0, 2, 3});
+}
+
+TEST_CASE("a limit that is dropped before it counts does not fire", "[timers]") {
+  numbered n;
+  n.set_limit(10ns);
+  n.set_limit(10ns);
+  n.timers.drop(n[0]);
+  CHECK(n.timers.size() == 1);
+  n.timers.count_from(at(5));
+  n.timers.expire(at(1'000));
+  CHECK(n.fired == order{1});
+}
+
+TEST_CASE("a limit that has passed fires at once, and a long one ends at the end of time",
+          "[timers]") {
+  numbered n(at(1'000));
+  n.set_limit(-1s);
+  n.set_limit(coax::clock::duration::max() - 1ns);
+  n.timers.count_from(at(2'000));
+  n.timers.expire(at(2'000));
+  CHECK(n.fired == order{0});
+  CHECK(n.timers.next() == never);
 }
 
 // --- durations as parameters ---

@@ -30,7 +30,6 @@ class epoll_reactor final : public readiness_reactor {
   }
 
   std::string_view backend() const noexcept override { return "epoll"; }
-  clock::time_point rough_now() const noexcept override { return coarse_clock(); }
 
  private:
   static_assert(EPOLLIN == POLLIN && EPOLLOUT == POLLOUT && EPOLLPRI == POLLPRI &&
@@ -63,10 +62,10 @@ class epoll_reactor final : public readiness_reactor {
     control(EPOLL_CTL_DEL, d, 0);
   }
 
-  void poll(std::optional<clock::time_point> deadline) noexcept override {
+  void wait(std::optional<clock::time_point> deadline) noexcept override {
     int count = 0;
-    if (!spin(deadline, [&] { return (count = wait(clock::time_point::min())) != 0; }))
-      count = wait(deadline);
+    if (!spin(deadline, [&] { return (count = events(clock::time_point::min())) != 0; }))
+      count = events(deadline);
     for (int i = 0; i < count; ++i) {
       const epoll_event& event = events_[static_cast<std::size_t>(i)];
       descriptor* d = descriptors().known(static_cast<int>(event.data.u64 & UINT32_MAX));
@@ -76,7 +75,8 @@ class epoll_reactor final : public readiness_reactor {
     }
   }
 
-  int wait(std::optional<clock::time_point> deadline) noexcept {
+  /// Into `events_`. Result: how many.
+  int events(std::optional<clock::time_point> deadline) noexcept {
     timespec limit{};
     if (deadline) {
       const clock::duration left =

@@ -52,36 +52,12 @@ class io_loop : public loop {
   /// Begins `op`. True when it ended at once.
   bool start(operation& op) noexcept {
     check_runs_here();
-    if (op.at_ == nullptr && !is_plain(op) && ends_at_once(op)) return true;
+    if (!is_plain(op) && ends_at_once(op)) return true;
     if (is_reader(op)) op.at_->reader = &op;
     if (is_writer(op)) op.at_->writer = &op;
     ++in_flight_;
     ++submitted_;
     if (!submit(op)) return false;
-    release(op);
-    return true;
-  }
-
-  /// Makes the call of `op` when it is worth trying and no rule stands against it. True when it has
-  /// taken its last answer, and need not begin; false to begin it.
-  bool does_at_once(operation& op) noexcept {
-    check_runs_here();
-    if (!is_plain(op) || !worth_a_call(op) || !spend_inline_completion()) return false;
-    if (call(op) != progress::ended) return false;
-    ++submitted_;
-    return true;
-  }
-
-  /// `op`, which the backend has made ready, has its turn. True when it has ended, and its coroutine
-  /// is to be resumed. If it was asked to stop after it had been made ready, its result came first.
-  bool ends_in_turn(operation& op) noexcept {
-    op.has_turn_ = false;
-    if (!op.at_->is_awaited_by(op) || op.at_->closing) return was_stopped(op), false;
-    const progress made = call(op);
-    if (made != progress::ended) {
-      if (op.stop_requested_) return was_stopped(op), false;
-      if (!go_on(op, made)) return false;
-    }
     release(op);
     return true;
   }
@@ -190,18 +166,11 @@ class io_loop : public loop {
   /// only EAGAIN means that there is no more.
   void short_reads_leave_more() noexcept { short_read_is_all_ = false; }
 
-  /// Whether the call of `op` may well succeed now, and costs less than to ask the kernel.
-  virtual bool worth_a_call([[maybe_unused]] const operation& op) noexcept { return false; }
   /// Asks the kernel. True when `op` has taken its last answer already; else `ended` or
   /// `was_stopped` follows.
   virtual bool submit(operation& op) noexcept = 0;
   /// Asks the kernel to give `op` up. `ended` or `was_stopped` follows.
   virtual void cancel(operation& op) noexcept = 0;
-  /// What is to become of `op`, which the backend had made ready, and whose calls have not ended it.
-  /// True when it has taken its last answer after all.
-  virtual bool go_on([[maybe_unused]] operation& op, [[maybe_unused]] progress made) noexcept {
-    return false;
-  }
   /// The entry of a descriptor that nobody waits on any more is about to be closed or forgotten.
   virtual void forget(descriptor&) noexcept {}
   /// Asks the kernel to end the multishot receive of a descriptor. `multishot_ended` follows.
@@ -415,16 +384,6 @@ class io_loop : public loop {
 };
 
 inline bool operation::start() noexcept { return io_loop::current().start(*this); }
-inline bool operation::done_at_once(const coax::root& awaiting) noexcept {
-  must_be_new();
-  if (awaiting.stopping() || !io_loop::current().does_at_once(*this)) return false;
-  completed_at_once();
-  return true;
-}
 inline void operation::stop() noexcept { io_loop::current().stop(*this); }
-inline void operation::run() noexcept {
-  if (!has_turn_) return resume();
-  if (io_loop::current().ends_in_turn(*this)) complete_in_turn();
-}
 
 }  // namespace coax::inline COAX_ABI

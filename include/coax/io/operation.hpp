@@ -93,16 +93,12 @@ class operation : public waiter {
   bool stop_requested() const noexcept { return stop_requested_; }
 
  protected:
-  /// Its turn: makes its call, and resumes who awaits it if that ends it; or resumes who awaits one
-  /// that has ended.
-  void run() noexcept final;
-
   operation(int fd, short waits_for, watching how) noexcept
       : fd_(fd),
         drained_(false),
         watching_(how),
         stop_requested_(false),
-        has_turn_(false),
+        in_line_(false),
         polling_(false),
         cancel_queued_(false),
         by_multishot_(false),
@@ -110,9 +106,6 @@ class operation : public waiter {
         waits_for_(waits_for) {}
   operation(const operation&) = default;
   ~operation() = default;
-
-  /// Whether it could be done without waiting, and has its result.
-  bool done_at_once(const coax::root& awaiting) noexcept;
 
   /// -errno or one of coax::errc, negated and beyond errno, as an error code.
   static std::error_code error_of(int answer) noexcept {
@@ -142,7 +135,7 @@ class operation : public waiter {
 
   watching watching_ : 2;
   bool stop_requested_ : 1;
-  bool has_turn_ : 1;       // readiness: it is among what is ready, for its next try
+  bool in_line_ : 1;        // readiness: it is among those whose call is to be made
   bool polling_ : 1;        // io_uring: what is in the ring is a poll for `waits_for`
   bool cancel_queued_ : 1;  // io_uring: a cancellation waits for room in the ring
   bool by_multishot_ : 1;   // completion: the kernel does not have it, but serves it
@@ -155,16 +148,6 @@ class operation : public waiter {
 template <class Derived, class T>
 class basic_operation : public operation {
  public:
-  /// Whether to try it before it is begun. For one whose call mostly succeeds.
-  static constexpr bool is_tried_at_once = false;
-
-  template <class P>
-  bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
-    if constexpr (Derived::is_tried_at_once && task_promise<P>)
-      if (done_at_once(*coroutine.promise().root())) return false;
-    return operation::await_suspend(coroutine);
-  }
-
   [[nodiscard]] result<T> await_resume() noexcept {
     if (result_ < 0) return error_of(result_);
     return static_cast<Derived&>(*this).value(result_);

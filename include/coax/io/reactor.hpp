@@ -18,7 +18,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <ctime>
 #include <exception>
 #include <mutex>
 #include <optional>
@@ -65,13 +64,16 @@ class reactor : public io_loop {
   void turn() noexcept {
     owner().check();
     const running_here guard(*this);
-    poll(has_ready() ? std::optional(clock::time_point::min()) : deadlines().next());
-    run_ready();
+    poll(would_wait() ? next_deadline() : std::optional(clock::time_point::min()));
+    turn_begins();
+    do run_ready();
+    while (has_more());
+    turn_ends();
     run_timers();
   }
 
   /// True when the next turn waits for the kernel or a timer: all that can run has run.
-  bool would_wait() const noexcept { return !has_ready(); }
+  virtual bool would_wait() const noexcept { return !has_ready(); }
 
   /// Makes the reactor's `poll` return. Thread: any; also from a signal handler.
   virtual void wake() noexcept {
@@ -190,16 +192,10 @@ class reactor : public io_loop {
   /// for ever. Resumes nothing: what ends becomes ready.
   virtual void poll(std::optional<clock::time_point> deadline) noexcept = 0;
 
-  // --- for a backend ---
+  /// Does what was put off while tasks ran. True when that, too, belongs to this turn.
+  virtual bool has_more() noexcept { return false; }
 
-  /// `rough_now` for a reactor on the kernel's clock.
-  static clock::time_point coarse_clock() noexcept {
-    timespec t{};
-    ::clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
-    constexpr std::chrono::milliseconds tick_max(10);  // it is behind by at most this
-    return clock::time_point(std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec) +
-                             tick_max);
-  }
+  // --- for a backend ---
 
   /// Before the thread sleeps until `deadline`: looks again and again whether `there` is something
   /// to do, for as long as it was told to. True when there is.

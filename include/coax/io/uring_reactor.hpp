@@ -56,7 +56,6 @@ class uring_reactor final : public completion_reactor {
   }
 
   std::string_view backend() const noexcept override { return "io_uring"; }
-  clock::time_point rough_now() const noexcept override { return coarse_clock(); }
 
  private:
   static constexpr unsigned completions_per_entry = 4;
@@ -85,7 +84,7 @@ class uring_reactor final : public completion_reactor {
     return false;
   }
 
-  bool worth_a_call(const operation& op) noexcept override {
+  bool worth_a_call(const operation& op) noexcept {
     if (op.at_->multishot && is_reader(op)) return false;
     const operation::first_try when = op.tries_first();
     if (when != operation::first_try::when_few) return when == operation::first_try::always;

@@ -64,9 +64,10 @@ class host_reactor : public Base, public driven_loop {
   reactor& as_reactor() noexcept final { return *this; }
   bool has_work() noexcept final {
     const std::optional<clock::time_point> timer = next_timer();
-    return this->has_ready() || kernel_.has_events() || asks_kernel() || (timer && *timer <= now());
+    return !this->would_wait() || kernel_.has_events() || asks_kernel() ||
+           (timer && *timer <= now());
   }
-  std::optional<clock::time_point> next_timer() noexcept final { return this->deadlines().next(); }
+  std::optional<clock::time_point> next_timer() noexcept final { return this->next_deadline(); }
   void inside(const std::function<void()>& action) final {
     const typename Base::running_here guard(*this);
     action();
@@ -117,7 +118,7 @@ class readiness_host final : public host_reactor<readiness_reactor> {
     kernel_.unwatch(d.fd);
   }
 
-  void poll(std::optional<clock::time_point>) noexcept override {
+  void wait(std::optional<clock::time_point>) noexcept override {
     for (const kernel::event& e : kernel_.take_events()) {
       descriptor* d = descriptors().known(e.fd);
       if (d != nullptr) became_ready(*d, e.events);
@@ -166,12 +167,8 @@ class ring_host final : public host_reactor<completion_reactor> {
     bool postponed = false;  // it, and what came after it, was left for another turn
   };
 
-  bool worth_a_call(const operation& op) noexcept override {
-    return op.tries_first() != operation::first_try::never;
-  }
-
   bool submit(operation& op) noexcept override {
-    if (worth_a_call(op) && call(op) == progress::ended) return true;
+    if (op.tries_first() != operation::first_try::never && call(op) == progress::ended) return true;
     queue(op);
     return false;
   }

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <ratio>
 #include <utility>
 
@@ -153,9 +154,17 @@ class loop {
 
   timers& deadlines() noexcept { return timers_; }
   const timers& deadlines() const noexcept { return timers_; }
+  /// Sets `t` behind those of the same deadline that were set before.
+  void set_timer(timer& t, clock::time_point deadline) noexcept {
+    count_limits();
+    timers_.set(t, deadline);
+  }
+  /// When to look at the timers again: see timers::next.
+  std::optional<clock::time_point> next_deadline() noexcept {
+    count_limits();
+    return timers_.next();
+  }
   virtual clock::time_point now() const noexcept = 0;
-  /// Not before `now()`, and a few milliseconds after it at most: cheaper, where that is enough.
-  virtual clock::time_point rough_now() const noexcept { return now(); }
 
   /// The roots that were started here and are not a branch of another.
   root_list& roots() noexcept { return roots_; }
@@ -241,11 +250,14 @@ class loop {
   /// This loop is not going to turn again: tells so those that still wait for their turn.
   void drop_ready() noexcept { ready_.drop_all(); }
 
+  void turn_begins() noexcept {
+    turn_began_ = tenths(now());
+    ++counted_.turns;
+  }
+
   /// Runs what is ready now, at most a budget of it; what becomes ready meanwhile waits its turn.
   void run_ready() noexcept {
     const bool outer = std::exchange(dispatching_, true);
-    turn_began_ = tenths(now());
-    ++counted_.turns;
     if (ready_.size() > counted_.ready_high_water) counted_.ready_high_water = ready_.size();
     for (std::size_t left = ready_.size() < turn_budget ? ready_.size() : turn_budget; left > 0;
          --left) {
@@ -258,9 +270,19 @@ class loop {
     dispatching_ = outer;
   }
 
+  /// What is ready, and has not run, waits for the next turn; what becomes ready now does not.
+  void put_off_ready() noexcept { put_off_.append(ready_); }
+  void turn_ends() noexcept {
+    put_off_.append(ready_);
+    std::swap(put_off_, ready_);
+  }
+
   /// Fires the timers that are due. The clock is read only when a timer is set.
   void run_timers() noexcept {
-    if (timers_.size() != 0) timers_.expire(now());
+    if (timers_.size() == 0) return;
+    const clock::time_point time = now();
+    timers_.count_from(time);
+    timers_.expire(time);
   }
 
   /// Makes a loop this thread's for as long as the guard lives.
@@ -280,6 +302,10 @@ class loop {
   static constexpr int inline_completions_max = 64;
   static constexpr std::size_t turn_budget = 256;
 
+  void count_limits() noexcept {
+    if (timers_.has_uncounted()) timers_.count_from(now());
+  }
+
   void check_running() const noexcept {
 #ifndef NDEBUG
     if (running_ != this)
@@ -293,6 +319,7 @@ class loop {
   const std::uint32_t number_ = ++numbered_;
 
   ready_queue ready_;
+  ready_queue put_off_;
   ready_queue stopping_;
   ready_node* next_ = nullptr;
   coax::root* running_root_ = nullptr;

@@ -184,19 +184,8 @@ class waiter : public ready_node {
       detail::fatal("something was awaited twice: call what makes it once for each await");
   }
 
-  /// The result is there before the wait has begun.
-  void completed_at_once() noexcept { state_ = state::completed; }
-
-  /// What `complete` does, and what follows at its turn, of a wait that has its turn now.
-  void complete_in_turn() noexcept {
-    leave_root();
-    state_ = state::completed;
-    resume();
-  }
-
   /// The turn of a wait that has ended.
-  void run() noexcept override { resume(); }
-  void resume() noexcept {
+  void run() noexcept final {
     queued_ = false;
     loop::current().set_running_root(root_);
     coroutine_.resume();

@@ -234,7 +234,7 @@ inline bool join_awaiter::start() noexcept {
   if (scope_.size_ == 0) return true;
   if (scope_.join_ != nullptr) fatal("two tasks wait in join_within of one scope");
   scope_.join_ = this;
-  loop::current().deadlines().set(*this, limit_.after(now()));
+  loop::current().set_timer(*this, limit_.after(now()));
   return false;
 }
 

@@ -22,7 +22,7 @@ class [[nodiscard]] sleep_awaiter final : public waiter, private timer {
 
  private:
   bool start() noexcept override {
-    loop::current().deadlines().set(*this, deadline_);
+    loop::current().set_timer(*this, deadline_);
     return false;
   }
   void stop() noexcept override {

@@ -5,7 +5,6 @@
 #include <coax/task/loop.hpp>
 #include <coax/task/timers.hpp>
 
-#include <chrono>
 #include <coroutine>
 #include <utility>
 
@@ -18,9 +17,7 @@ class time_limit : public timer {
   time_limit(const time_limit&) = delete;
   time_limit& operator=(const time_limit&) = delete;
 
-  /// Before it is set.
-  timeout limit() const noexcept { return kept(); }
-  void limit(timeout of_the_wait) noexcept { keep(of_the_wait.value()); }
+  using timer::limit;
 
  protected:
   explicit time_limit(timeout of_the_wait = clock::duration::max()) noexcept { limit(of_the_wait); }
@@ -28,16 +25,10 @@ class time_limit : public timer {
     if (is_set()) loop::current().deadlines().drop(*this);
   }
 
+  /// From the end of this turn on: until then, most waits have ended.
   void set_limit() noexcept {
-    if (kept() == clock::duration::max()) return;
-    loop& here = loop::current();
-    here.deadlines().set(*this,
-                         limit().after(kept() < long_enough ? here.now() : here.rough_now()));
+    if (limit().value() != clock::duration::max()) loop::current().deadlines().set_later(*this);
   }
-
- private:
-  // Reading the clock exactly costs as much as all else that is done for a timeout.
-  static constexpr clock::duration long_enough = std::chrono::seconds(1);
 };
 
 /// A wait, and the timer that limits it if a limit is set.

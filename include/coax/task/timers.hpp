@@ -49,9 +49,9 @@ class timer : private detail::timer_link {
 
   bool is_set() const noexcept { return !alone(); }
 
-  /// While it is not set, it has room for a duration of its owner's.
-  void keep(clock::duration d) noexcept { when_ = static_cast<std::uint64_t>(d.count()); }
-  clock::duration kept() const noexcept { return clock::duration(static_cast<clock::rep>(when_)); }
+  /// How long `timers::set_later` is to set it for. Before it is set.
+  void limit(timeout d) noexcept { when_ = static_cast<std::uint64_t>(d.value().count()); }
+  timeout limit() const noexcept { return clock::duration(static_cast<clock::rep>(when_)); }
 
   /// The deadline has passed; the timer is no longer set. Runs in the loop and resumes nobody
   /// itself.
@@ -59,7 +59,7 @@ class timer : private detail::timer_link {
 
  private:
   friend class timers;
-  // Set: clamped to the time it was set at, so that it always names its slot.
+  // Its limit until it is set; then clamped to the time it was set at, so that it always names its slot.
   std::uint64_t when_ = 0;
 };
 
@@ -79,6 +79,22 @@ class timers {
     t.when_ = std::max(ticks(deadline), now_);
     insert(t);
     ++count_;
+  }
+
+  /// Sets `t` for as long as its limit says, counted from the next `count_from`. Cheap for those that
+  /// are dropped before that.
+  void set_later(timer& t) noexcept {
+    t.link_before(uncounted_);
+    ++count_;
+  }
+  bool has_uncounted() const noexcept { return !uncounted_.alone(); }
+  void count_from(clock::time_point now) noexcept {
+    while (has_uncounted()) {
+      timer& t = static_cast<timer&>(*uncounted_.next);
+      t.unlink();
+      t.when_ = std::max(ticks(t.limit().after(now)), now_);
+      insert(t);
+    }
   }
 
   /// Takes `t` out if it is set.
@@ -109,7 +125,8 @@ class timers {
     now_ = until;
   }
 
-  /// When to look again: the first deadline, or a point before it, never one after.
+  /// When to look again: the first deadline, or a point before it, never one after. Of those that are
+  /// counted.
   std::optional<clock::time_point> next() const noexcept {
     const auto first = first_slot();
     if (!first) return std::nullopt;
@@ -158,18 +175,22 @@ class timers {
     const std::size_t index = index_in(level, t.when_);
     t.link_before(slots_[level][index]);
     occupied_[level] |= std::uint64_t{1} << index;
+    levels_ |= 1U << level;
   }
 
   std::optional<place> first_slot() const noexcept {
-    if (count_ == 0) return std::nullopt;
-    for (std::size_t level = 0; level < level_count; ++level) {
+    while (levels_ != 0) {
+      const auto level = static_cast<std::size_t>(std::countr_zero(levels_));
       std::size_t index = 0;
       while (occupied_[level] != 0) {
         index = static_cast<std::size_t>(std::countr_zero(occupied_[level]));
         if (!slots_[level][index].alone()) break;
         occupied_[level] &= occupied_[level] - 1;  // all of it was dropped meanwhile
       }
-      if (occupied_[level] == 0) continue;
+      if (occupied_[level] == 0) {
+        levels_ &= levels_ - 1;
+        continue;
+      }
       const unsigned shift = static_cast<unsigned>(digit_bits * level);
       const unsigned above = shift + digit_bits;
       const std::uint64_t high = above >= 64 ? 0 : (now_ >> above) << above;
@@ -189,7 +210,9 @@ class timers {
 
   std::uint64_t now_;
   std::size_t count_ = 0;
+  detail::timer_link uncounted_;
   mutable std::array<std::uint64_t, level_count> occupied_{};  // slots that may have timers
+  mutable std::uint32_t levels_ = 0;                           // levels that may have such slots
   std::array<std::array<detail::timer_link, slot_count>, level_count> slots_;
 };
 

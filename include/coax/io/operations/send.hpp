@@ -22,7 +22,6 @@ namespace coax::inline COAX_ABI::operations {
 class send final : public basic_operation<send, std::size_t> {
  public:
   static constexpr short waits_for = interest::writable;
-  static constexpr bool is_tried_at_once = true;  // a socket mostly has room
   enum class until { some, all };
 
   send(int fd, std::span<const std::byte> from, until enough) noexcept
