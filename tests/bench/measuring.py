@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -113,11 +114,11 @@ def is_main(server):
 
 
 LOADS = [
-    Load("l1", "lockstep", "1 x 64 B", ["lockstep", "--connections", "1"], (0.15, 3), (0.7, 7)),
-    Load("l64", "lockstep", "64 x 64 B", ["lockstep"], (0.15, 3), (0.8, 9)),
-    Load("l512", "lockstep", "512 x 64 B", ["lockstep", "--connections", "512"], (0.15, 3), (0.8, 9)),
-    Load("l16k", "lockstep", "64 x 16 KB", ["lockstep", "--size", "16384"], (0.15, 3), (0.8, 7)),
-    Load("l16", "lockstep", "64, 16 in flight", ["lockstep", "--depth", "16"], (0.15, 3), (0.8, 7)),
+    Load("l1", "lockstep", "1 x 64 B", ["lockstep", "--connections", "1"], (0.15, 3), (0.15, 20)),
+    Load("l64", "lockstep", "64 x 64 B", ["lockstep"], (0.15, 3), (0.15, 24)),
+    Load("l512", "lockstep", "512 x 64 B", ["lockstep", "--connections", "512"], (0.15, 3), (0.15, 24)),
+    Load("l16k", "lockstep", "64 x 16 KB", ["lockstep", "--size", "16384"], (0.15, 3), (0.15, 24)),
+    Load("l16", "lockstep", "64, 16 in flight", ["lockstep", "--depth", "16"], (0.15, 3), (0.15, 24)),
     Load("c64", "closed", "64 x 64 B", ["closed"], (0.3, 2), (1.2, 5)),
     Load("c512", "closed", "512 x 64 B", ["closed", "--connections", "512"], (0.3, 2), (1.2, 3)),
     Load("seen", "observed", "64 x 64 B, lockstep", ["lockstep", "--observe"], (0.4, 1), (2, 3)),
@@ -192,7 +193,8 @@ class Bench:
                     if number == 0:
                         self.left_out.append(f"{load.section}, {load.title}: there was no time for it")
                     continue
-                for server in self.servers + self.spin:
+                # In a new order each time: how fast the machine is changes from one second to the next.
+                for server in random.sample(self.servers + self.spin, len(self.servers + self.spin)):
                     if load.servers(server):
                         self.run_one(number, load, seconds, server)
 

@@ -66,9 +66,7 @@ class scripted_ring final : public coax::syscalls {
   __u64 watched = 0;     // the read whose cancellations are counted; 0: the newest
 
   int ring_submit(io_uring& ring) noexcept override { return take_submissions(ring); }
-  int ring_submit_and_wait(io_uring& ring, __kernel_timespec*) noexcept override {
-    return take_submissions(ring);
-  }
+  int ring_submit_and_wait(io_uring& ring) noexcept override { return take_submissions(ring); }
 
  private:
   int take_submissions(io_uring& ring) noexcept {

@@ -43,9 +43,9 @@ class counting final : public coax::syscalls {
     ++entered;
     return syscalls::ring_submit(ring);
   }
-  int ring_submit_and_wait(io_uring& ring, __kernel_timespec* limit) noexcept override {
+  int ring_submit_and_wait(io_uring& ring) noexcept override {
     ++entered;
-    return syscalls::ring_submit_and_wait(ring, limit);
+    return syscalls::ring_submit_and_wait(ring);
   }
 #endif
 };

@@ -36,8 +36,8 @@ class failing_ring final : public coax::syscalls {
   int ring_submit(io_uring& ring) noexcept override {
     return fails() ? -error : syscalls::ring_submit(ring);
   }
-  int ring_submit_and_wait(io_uring& ring, __kernel_timespec* limit) noexcept override {
-    return fails() ? -error : syscalls::ring_submit_and_wait(ring, limit);
+  int ring_submit_and_wait(io_uring& ring) noexcept override {
+    return fails() ? -error : syscalls::ring_submit_and_wait(ring);
   }
 
  private:

@@ -2,15 +2,14 @@
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
-#include "../task/death.hpp"
-#include "seccomp.hpp"
-
 #include <coax/sync/event.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/within.hpp>
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 using namespace std::chrono_literals;
@@ -108,40 +107,92 @@ TEST_CASE("a deadline beyond the end of time waits, and keeps nobody else") {
   });
 }
 
-TEST_CASE("epoll without epoll_pwait2 still keeps time") {
-  const int refusal = GENERATE(ENOSYS, EPERM);
-  const ending child = ending_of([&] {
-    refuse(SYS_epoll_pwait2, refusal);
-    const auto reactor = reactor_of(coax::backend::epoll);
-    bool early = false;
-    int turned = 0;
-    const coax::reactor::session session(*reactor);
-    bool done = false;
-    const auto sleeps = [&]() -> coax::task<> {
-      for (const coax::clock::duration d :
-           {coax::clock::duration(1ms), coax::clock::duration(1500us), coax::clock::duration(300us),
-            coax::clock::duration(1)}) {
-        const auto before = coax::now();
-        co_await coax::sleep_for(d);
-        early = early || coax::now() - before < d;
+namespace {
+
+std::uint64_t turns_so_far() { return coax::loop::current().counted().turns; }
+std::uint64_t calls_so_far() { return coax::reactor::current().system().count(); }
+
+/// Something is received so often, each time within a limit if there is one. Result: the system calls.
+coax::task<std::uint64_t> calls_for(int times, std::optional<coax::clock::duration> limit) {
+  fd_pair p = unix_pair();
+  const taken_over socket(std::move(p.ours));
+  std::array<std::byte, 1> some;
+  std::uint64_t before = 0;
+  for (int i = 0; i < times; ++i) {
+    if (i == 1) before = calls_so_far();  // the first may have more to do
+    auto body = [&](coax::scope& s) -> coax::task<> {
+      s.spawn([&]() -> coax::task<> {
+        co_await turns(2);
+        put(p.theirs, "x");
+      });
+      if (limit) {
+        auto n = co_await coax::within(*limit, receive(socket.get(), some));
+        CHECK(n);
+      } else {
+        auto n = co_await receive(socket.get(), some);
+        CHECK(n);
       }
-      // A deadline that milliseconds cannot hold must not turn into a short one.
-      const fd_pair pipe = pipe_to_us();
-      put(pipe.theirs, "x");
-      std::array<std::byte, 1> some;
-      auto n = co_await coax::within(std::chrono::hours(24 * 365 * 290),
-                                     coax::read(pipe.ours.get(), some));
-      early = early || !n;
-      done = true;
     };
-    reactor->serve(sleeps());
-    while (!done) {
-      reactor->turn();
-      ++turned;
-    }
-    if (early) std::fprintf(stderr, "a sleep was short\n");
-    if (turned > 50) std::fprintf(stderr, "%d turns: it spins instead of waiting\n", turned);
+    co_await coax::with_scope(body);
+  }
+  co_return calls_so_far() - before;
+}
+
+}  // namespace
+
+TEST_CASE("deadlines are met in any order of setting, and the reactor sleeps until then") {
+  on_each_backend([]() -> coax::task<> {
+    const auto before = turns_so_far();
+    auto body = [&](coax::scope& s) -> coax::task<> {
+      for (const auto far : {coax::clock::duration(1h), coax::clock::duration(30min)})
+        s.spawn([](coax::clock::duration d) -> coax::task<> { co_await coax::sleep_for(d); }, far);
+      for (const auto near : {3ms, 1ms, 2ms, 1ms}) {
+        const auto began = coax::now();
+        co_await coax::sleep_for(near);
+        CHECK(coax::now() - began >= near);
+        coax::event never;
+        auto waited = co_await coax::within(near, never.wait());
+        CHECK_FALSE(waited);
+        CHECK(coax::now() - began >= 2 * near);
+      }
+      s.cancel();
+    };
+    co_await coax::with_scope(body);
+    CHECK(turns_so_far() - before < 60);  // it does not look again and again
   });
-  CHECK(child.was_orderly());
-  CHECK(child.words == "");
+}
+
+TEST_CASE("a deadline that was dropped does not end what is waited for next") {
+  on_each_backend([]() -> coax::task<> {
+    const auto before = turns_so_far();
+    coax::event set;
+    set.set();
+    for (int i = 0; i < 3; ++i) {
+      fd_pair p = unix_pair();
+      const taken_over socket(std::move(p.ours));
+      std::array<std::byte, 1> some;
+      auto body = [&](coax::scope& s) -> coax::task<> {
+        s.spawn([&]() -> coax::task<> {
+          co_await turns(3);
+          put(p.theirs, "x");
+        });
+        auto n = co_await coax::within(5ms, receive(socket.get(), some));
+        const bool in_time = n || n.error() == std::errc::timed_out;
+        CHECK(in_time);
+        const auto began = coax::now();
+        co_await coax::sleep_for(8ms);  // the alarm of the limit goes off meanwhile
+        CHECK(coax::now() - began >= 8ms);
+      };
+      co_await coax::with_scope(body);
+    }
+    CHECK(turns_so_far() - before < 100);
+  });
+}
+
+TEST_CASE("a limit that is not reached costs no system call") {
+  on_each_backend([]() -> coax::task<> {
+    const auto without = co_await calls_for(50, std::nullopt);
+    const auto with = co_await calls_for(50, 1h);
+    CHECK(with <= without + 2);
+  });
 }

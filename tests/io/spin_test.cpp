@@ -20,9 +20,9 @@ class sleeps final : public coax::syscalls {
   int count = 0;
 
 #if !defined(COAX_WITHOUT_URING)
-  int ring_submit_and_wait(io_uring& ring, __kernel_timespec* limit) noexcept override {
+  int ring_submit_and_wait(io_uring& ring) noexcept override {
     ++count;
-    return syscalls::ring_submit_and_wait(ring, limit);
+    return syscalls::ring_submit_and_wait(ring);
   }
 #endif
 };

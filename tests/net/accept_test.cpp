@@ -55,9 +55,9 @@ class failing_accepts final : public coax::syscalls {
     rewrite(ring);
     return submitted;
   }
-  int ring_submit_and_wait(io_uring& ring, __kernel_timespec* limit) noexcept override {
+  int ring_submit_and_wait(io_uring& ring) noexcept override {
     disarm(ring);
-    const int submitted = syscalls::ring_submit_and_wait(ring, limit);
+    const int submitted = syscalls::ring_submit_and_wait(ring);
     rewrite(ring);
     return submitted;
   }
@@ -292,9 +292,9 @@ TEST_CASE("io_uring: a connection accepted at the moment of the cancellation is 
       if (now) io_uring_get_events(&ring);
       return syscalls::ring_submit(ring);
     }
-    int ring_submit_and_wait(io_uring& ring, __kernel_timespec* limit) noexcept override {
+    int ring_submit_and_wait(io_uring& ring) noexcept override {
       if (now) io_uring_get_events(&ring);
-      return syscalls::ring_submit_and_wait(ring, limit);
+      return syscalls::ring_submit_and_wait(ring);
     }
   };
   if (backends_here().size() < 2) {

@@ -2,18 +2,15 @@
 
 #include <coax/config.hpp>
 #include <coax/io/readiness_reactor.hpp>
-#include <coax/io/thread_sanitizer.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/task/result.hpp>
 
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include <sys/timerfd.h>
 
 #include <array>
 #include <cerrno>
-#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -27,6 +24,13 @@ class epoll_reactor final : public readiness_reactor {
   explicit epoll_reactor(syscalls& calls = syscalls::kernel())
       : readiness_reactor(calls), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
     if (!epoll_) detail::throw_system_error({errno, std::system_category()}, "coax: epoll_create1");
+    timer_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
+    // By its edge, so that it need not be read.
+    epoll_event event{};
+    event.events = EPOLLIN | EPOLLET;
+    event.data.u64 = of_timer;
+    if (!timer_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, timer_.get(), &event) < 0)
+      detail::throw_system_error({errno, std::system_category()}, "coax: timerfd_create");
   }
 
   std::string_view backend() const noexcept override { return "epoll"; }
@@ -38,6 +42,7 @@ class epoll_reactor final : public readiness_reactor {
   static constexpr std::uint32_t stream_events =
       EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
   static constexpr int events_max = 256;  // a turn
+  static constexpr std::uint64_t of_timer = UINT64_MAX;
 
   int park(descriptor& d, const operation& op) noexcept override {
     // Once, for both directions. Adding reports what is true now, so no edge is lost before it.
@@ -63,11 +68,15 @@ class epoll_reactor final : public readiness_reactor {
   }
 
   void wait(std::optional<clock::time_point> deadline) noexcept override {
-    int count = 0;
-    if (!spin(deadline, [&] { return (count = events(clock::time_point::min())) != 0; }))
-      count = events(deadline);
-    for (int i = 0; i < count; ++i) {
+    const bool may_sleep = deadline != clock::time_point::min();
+    if (may_sleep) set_alarm(deadline);
+    if (!spin(deadline, [this] { return look(0); })) look(may_sleep ? -1 : 0);
+    for (int i = 0; i < count_; ++i) {
       const epoll_event& event = events_[static_cast<std::size_t>(i)];
+      if (event.data.u64 == of_timer) {
+        alarm_went_off();
+        continue;
+      }
       descriptor* d = descriptors().known(static_cast<int>(event.data.u64 & UINT32_MAX));
       // Of a descriptor that is gone?
       if (d == nullptr || d->generation != event.data.u64 >> 32) continue;
@@ -75,38 +84,21 @@ class epoll_reactor final : public readiness_reactor {
     }
   }
 
-  /// Into `events_`. Result: how many.
-  int events(std::optional<clock::time_point> deadline) noexcept {
-    timespec limit{};
-    if (deadline) {
-      const clock::duration left =
-          *deadline == clock::time_point::min() ? clock::duration::zero() : *deadline - now();
-      if (left > clock::duration::zero()) {
-        const auto whole = std::chrono::duration_cast<std::chrono::seconds>(left);
-        limit.tv_sec = static_cast<time_t>(whole.count());
-        limit.tv_nsec = static_cast<long>((left - whole).count());
-      }
-    }
+  /// Takes what there is; without anything, waits for so many milliseconds, -1 for ever.
+  bool look(int milliseconds) noexcept {
     system().count_one();
-    if (has_pwait2_) {
-      // The raw call: the C library has had epoll_pwait2 only since 2.35.
-      const long count = ::syscall(SYS_epoll_pwait2, epoll_.get(), events_.data(), events_max,
-                                   deadline ? &limit : nullptr, nullptr, 0);
-      if (count >= 0) return static_cast<int>(count);
-      if (errno != ENOSYS && errno != EPERM) return 0;  // EINTR: the next turn asks again
-      has_pwait2_ = false;  // before Linux 5.11, or a container's filter
-    }
-    int milliseconds = -1;
-    if (deadline) {
-      // Rounded up: waking early would mean spinning until the deadline.
-      constexpr time_t longest = 24 * 60 * 60;
-      milliseconds =
-          limit.tv_sec >= longest
-              ? static_cast<int>(longest * 1000)
-              : static_cast<int>(limit.tv_sec * 1000 + (limit.tv_nsec + 999'999) / 1'000'000);
-    }
-    const int count = ::epoll_wait(epoll_.get(), events_.data(), events_max, milliseconds);
-    return count < 0 ? 0 : count;
+    count_ = ::epoll_wait(epoll_.get(), events_.data(), events_max, milliseconds);
+    return count_ > 0;
+  }
+
+  /// Sees to it that a wait ends at `deadline`.
+  void set_alarm(std::optional<clock::time_point> deadline) noexcept {
+    if (!needs_alarm(deadline)) return;
+    itimerspec at{};
+    at.it_value = alarm_time<timespec>(*deadline);
+    system().count_one();
+    ::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &at, nullptr);
+    alarm_is_set(*deadline);
   }
 
   static std::uint32_t wanted_by(const operation* op) noexcept {
@@ -133,7 +125,8 @@ class epoll_reactor final : public readiness_reactor {
   }
 
   unique_fd epoll_;
-  bool has_pwait2_ = !detail::under_thread_sanitizer;
+  unique_fd timer_;
+  int count_ = 0;  // of `events_`
   std::array<epoll_event, events_max> events_;
 };
 

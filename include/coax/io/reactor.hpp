@@ -197,6 +197,26 @@ class reactor : public io_loop {
 
   // --- for a backend ---
 
+  /// Whether the kernel's timer has to be set for `deadline`: only when that is sooner than what it is
+  /// set for. Most deadlines are dropped before they come, and later ones follow; that the timer goes
+  /// off for nothing now and then costs less.
+  bool needs_alarm(std::optional<clock::time_point> deadline) const noexcept {
+    return deadline && *deadline < alarm_;
+  }
+  bool has_alarm() const noexcept { return alarm_ != clock::time_point::max(); }
+  void alarm_is_set(clock::time_point t) noexcept { alarm_ = t; }
+  void alarm_went_off() noexcept { alarm_ = clock::time_point::max(); }
+  /// As timerfd_settime(2) and io_uring_prep_timeout(3) take an absolute time; never 0.
+  template <class Timespec>
+  static Timespec alarm_time(clock::time_point t) noexcept {
+    const clock::duration since = std::max(t.time_since_epoch(), clock::duration(1));
+    const auto whole = std::chrono::duration_cast<std::chrono::seconds>(since);
+    Timespec time{};
+    time.tv_sec = static_cast<decltype(time.tv_sec)>(whole.count());
+    time.tv_nsec = static_cast<decltype(time.tv_nsec)>((since - whole).count());
+    return time;
+  }
+
   /// Before the thread sleeps until `deadline`: looks again and again whether `there` is something
   /// to do, for as long as it was told to. True when there is.
   template <class There>
@@ -229,6 +249,7 @@ class reactor : public io_loop {
   }
 
   unique_fd wake_fd_;
+  clock::time_point alarm_ = clock::time_point::max();  // when the kernel's timer goes off
   clock::duration spin_{0};
   std::string fallback_reason_;
   detail::services services_;

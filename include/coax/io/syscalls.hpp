@@ -156,9 +156,9 @@ class syscalls {
   virtual int ring_submit(io_uring& ring) noexcept {
     return counted(io_uring_submit_and_get_events(&ring));
   }
-  /// Submits what is queued and waits for a completion; without `limit`, for ever.
-  virtual int ring_submit_and_wait(io_uring& ring, __kernel_timespec* limit) noexcept {
-    detail::let_signals_in(limit);
+  /// Submits what is queued and waits for a completion.
+  virtual int ring_submit_and_wait(io_uring& ring) noexcept {
+    __kernel_timespec* const limit = detail::let_signals_in();
     io_uring_cqe* first = nullptr;
     return counted(io_uring_submit_and_wait_timeout(&ring, &first, 1, limit, nullptr));
   }

@@ -59,6 +59,7 @@ class uring_reactor final : public completion_reactor {
 
  private:
   static constexpr unsigned completions_per_entry = 4;
+  static constexpr std::uint64_t of_timer = 2;  // no operation is there
   static constexpr unsigned entries_max =
       1 << 14;  // more, and the kernel has no room for the completions
   // Up to so many completions in a turn count as few: see operation::first_try.
@@ -106,21 +107,18 @@ class uring_reactor final : public completion_reactor {
     queue_backlog();
     if (provided_.is_open()) provided_.top_up();
     // What is still in line may be the very thing that ends the wait.
-    const bool must_not_wait =
-        !backlog_.empty() || !cancellations_.empty() || !stops_.empty() ||
-        (deadline && (*deadline == clock::time_point::min() || *deadline <= now()));
+    const bool must_not_wait = !backlog_.empty() || !cancellations_.empty() || !stops_.empty() ||
+                               deadline == clock::time_point::min() || !sets_alarm(deadline);
     int entered = 0;
     if (!must_not_wait && found_by_spinning(deadline)) {
       if (kernel_has_work()) entered = system().ring_submit(ring_);
     } else if (!must_not_wait) {
-      __kernel_timespec limit{};
-      if (deadline) limit = timespec_of(*deadline - now());
-      entered = system().ring_submit_and_wait(ring_, deadline ? &limit : nullptr);
+      entered = system().ring_submit_and_wait(ring_);
     } else if (io_uring_sq_ready(&ring_) != 0 || kernel_has_work()) {
       // Completions appear only when the ring is entered: looking at it would starve them.
       entered = system().ring_submit(ring_);
     }
-    // ETIME is the deadline, EINTR a signal; EAGAIN and EBUSY say that completions must be reaped
+    // EINTR is a signal; EAGAIN and EBUSY say that completions must be reaped
     // before more is taken; what was not submitted stays queued for the next turn.
     check(entered);
     reap();
@@ -130,6 +128,23 @@ class uring_reactor final : public completion_reactor {
   static void check(int entered) noexcept {
     if (entered == -EBADR)
       detail::fatal("io_uring has lost completions: the kernel had no memory to keep them");
+  }
+
+  /// Sees to it that a wait ends at `deadline`. False when there is no room in the ring to say so.
+  bool sets_alarm(std::optional<clock::time_point> deadline) noexcept {
+    if (!needs_alarm(deadline)) return true;
+    io_uring_sqe* sqe = free_entry();
+    if (sqe == nullptr) return false;
+    alarm_time_ = alarm_time<__kernel_timespec>(*deadline);
+    if (has_alarm()) {
+      io_uring_prep_timeout_update(sqe, &alarm_time_, of_timer, IORING_TIMEOUT_ABS);
+      io_uring_sqe_set_data(sqe, nullptr);
+    } else {
+      io_uring_prep_timeout(sqe, &alarm_time_, 0, IORING_TIMEOUT_ABS);
+      io_uring_sqe_set_data64(sqe, of_timer);
+    }
+    alarm_is_set(*deadline);
+    return true;
   }
 
   /// Looks at what the kernel shows without being called.
@@ -154,8 +169,10 @@ class uring_reactor final : public completion_reactor {
       const auto data = io_uring_cqe_get_data64(cqe);
       if ((data & of_multishot) != 0)
         delivered(data, cqe->res, buffer_of(*cqe), (cqe->flags & IORING_CQE_F_MORE) == 0);
-      else if (data != 0)
+      else if (data > of_timer)
         completed(*static_cast<operation*>(io_uring_cqe_get_data(cqe)), cqe->res);
+      else if (data == of_timer)
+        alarm_went_off();
     }
     io_uring_cq_advance(&ring_, count);
     completions_ = count;
@@ -273,17 +290,9 @@ class uring_reactor final : public completion_reactor {
     cancellations_.remove(op);
   }
 
-  static __kernel_timespec timespec_of(clock::duration left) noexcept {
-    if (left < clock::duration::zero()) left = clock::duration::zero();
-    const auto whole = std::chrono::duration_cast<std::chrono::seconds>(left);
-    __kernel_timespec limit{};
-    limit.tv_sec = whole.count();
-    limit.tv_nsec = (left - whole).count();
-    return limit;
-  }
-
   io_uring ring_{};
   bool is_set_up_ = false;
+  __kernel_timespec alarm_time_{};  // which the kernel reads as it takes the submission
   detail::provided_buffers provided_;
   bool cannot_provide_ = false;
   unsigned completions_ = 0;  // in this turn
