@@ -11,6 +11,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <thread>
 
 using namespace std::chrono_literals;
 
@@ -159,6 +160,27 @@ TEST_CASE("deadlines are met in any order of setting, and the reactor sleeps unt
     };
     co_await coax::with_scope(body);
     CHECK(turns_so_far() - before < 60);  // it does not look again and again
+  });
+}
+
+TEST_CASE("a deadline is met that is sooner than the one the reactor slept for before") {
+  on_each_backend([]() -> coax::task<> {
+    const fd_pair there = pipe_from_us();
+    const fd_pair back = pipe_to_us();
+    std::thread echo([&] {
+      char c = 0;
+      while (::read(there.theirs.get(), &c, 1) == 1 && c == 'x')
+        if (::write(back.theirs.get(), &c, 1) != 1) break;
+    });
+    for (int i = 0; i < 20; ++i) {
+      std::array<std::byte, 1> some;
+      REQUIRE(::write(there.ours.get(), "x", 1) == 1);
+      auto n = co_await coax::within(1h, coax::read(back.ours.get(), some));
+      CHECK(n);
+      co_await coax::sleep_for(100us);  // else this takes an hour
+    }
+    REQUIRE(::write(there.ours.get(), "e", 1) == 1);
+    echo.join();
   });
 }
 
