@@ -212,7 +212,7 @@ TEST_CASE("a transfer of one byte at a time is whole, and events that come meanw
     auto body = [&](coax::scope& s) -> coax::task<> {
       s.spawn(receive_all, socket.get(), std::size_t{2000}, std::ref(got));
       co_await turns();
-      // More than it takes in one turn, so that it is queued for its next try when the next event comes.
+      // More than is read in one go, so that it is still in line when the next event comes.
       for (int i = 0; i < 20; ++i) {
         const std::string part(100, static_cast<char>('a' + i));
         expected += part;
@@ -240,7 +240,7 @@ TEST_CASE("a transfer of one byte at a time is whole, and events that come meanw
   });
 }
 
-TEST_CASE("a transfer that waits for its next try can be cancelled, and closed under") {
+TEST_CASE("a transfer that is in line can be cancelled, and closed under") {
   byte_by_byte calls;
   on_each_backend_with(calls, []() -> coax::task<> {
     for (const bool closes : {false, true}) {

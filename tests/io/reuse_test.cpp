@@ -88,7 +88,7 @@ TEST_CASE("events of a closed stream do not reach the one that got its number") 
   }
 }
 
-TEST_CASE("a read that has its turn leaves alone the stream that has got its number meanwhile") {
+TEST_CASE("a read that is in line leaves alone the stream that has got its number meanwhile") {
   on_each_backend([]() -> coax::task<> {
     for (const bool borrowed : {true, false}) {
       // A ring has the next step of such a read already, and makes it on whatever has the number.

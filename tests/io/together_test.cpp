@@ -143,3 +143,25 @@ TEST_CASE("a limit of nothing lets a write that waits among others be tried") {
     CHECK(sent == count);
   });
 }
+
+TEST_CASE("what was posted by one of them can be taken back by another") {
+  struct probe final : coax::ready_node {
+    void run() noexcept override { has_run = true; }
+    bool has_run = false;
+  };
+  on_each_backend_and_simulation([]() -> coax::task<> {
+    coax::reactor& here = coax::reactor::current();
+    greeters together(40);
+    probe posted;
+    together[0].before = [&] { CHECK(here.post(posted)); };
+    // One that is not served in the same row.
+    together[30].before = [&] {
+      if (!posted.has_run) here.withdraw(posted);
+    };
+    co_await together.wake();
+    for (const auto& each : together.all)
+      for (int i = 0; i < 1000 && !each->sent; ++i) co_await turns();
+    if (here.backend() == "epoll") CHECK_FALSE(posted.has_run);
+    co_await together.end();
+  });
+}

@@ -75,6 +75,7 @@ class virtual_stage final : public stage {
       }
       turn_begins();
       run_ready();
+      turn_ends();
       return true;
     }
 

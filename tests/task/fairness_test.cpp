@@ -36,6 +36,7 @@ class one_turn final : public coax::loop {
   void turn() {
     const running_here guard(*this);
     run_ready();
+    turn_ends();
   }
 };
 

@@ -87,6 +87,7 @@ class manual_loop final : public coax::loop {
   void run_turn() {
     turn_begins();
     run_ready();
+    turn_ends();
   }
 
   coax::clock::time_point now_{std::chrono::hours(1)};

@@ -24,12 +24,12 @@ class epoll_reactor final : public readiness_reactor {
   explicit epoll_reactor(syscalls& calls = syscalls::kernel())
       : readiness_reactor(calls), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
     if (!epoll_) detail::throw_system_error({errno, std::system_category()}, "coax: epoll_create1");
-    timer_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
+    alarm_fd_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
     // By its edge, so that it need not be read.
     epoll_event event{};
     event.events = EPOLLIN | EPOLLET;
-    event.data.u64 = of_timer;
-    if (!timer_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, timer_.get(), &event) < 0)
+    event.data.u64 = of_alarm;
+    if (!alarm_fd_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, alarm_fd_.get(), &event) < 0)
       detail::throw_system_error({errno, std::system_category()}, "coax: timerfd_create");
   }
 
@@ -42,7 +42,7 @@ class epoll_reactor final : public readiness_reactor {
   static constexpr std::uint32_t stream_events =
       EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
   static constexpr int events_max = 256;  // a turn
-  static constexpr std::uint64_t of_timer = UINT64_MAX;
+  static constexpr std::uint64_t of_alarm = UINT64_MAX;
 
   int park(descriptor& d, const operation& op) noexcept override {
     // Once, for both directions. Adding reports what is true now, so no edge is lost before it.
@@ -73,7 +73,7 @@ class epoll_reactor final : public readiness_reactor {
     if (!spin(deadline, [this] { return look(0); })) look(may_sleep ? -1 : 0);
     for (int i = 0; i < count_; ++i) {
       const epoll_event& event = events_[static_cast<std::size_t>(i)];
-      if (event.data.u64 == of_timer) {
+      if (event.data.u64 == of_alarm) {
         alarm_went_off();
         continue;
       }
@@ -97,12 +97,8 @@ class epoll_reactor final : public readiness_reactor {
     itimerspec at{};
     at.it_value = alarm_time<timespec>(*deadline);
     system().count_one();
-    ::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &at, nullptr);
+    ::timerfd_settime(alarm_fd_.get(), TFD_TIMER_ABSTIME, &at, nullptr);
     alarm_is_set(*deadline);
-  }
-
-  static std::uint32_t wanted_by(const operation* op) noexcept {
-    return op == nullptr ? 0 : static_cast<std::uint16_t>(op->waits_for());
   }
 
   int add(descriptor& d, std::uint32_t events) noexcept {
@@ -125,7 +121,7 @@ class epoll_reactor final : public readiness_reactor {
   }
 
   unique_fd epoll_;
-  unique_fd timer_;
+  unique_fd alarm_fd_;
   int count_ = 0;  // of `events_`
   std::array<epoll_event, events_max> events_;
 };

@@ -59,15 +59,15 @@ class reactor : public io_loop {
     return clock::time_point(std::chrono::steady_clock::now().time_since_epoch());
   }
 
-  /// One turn: waits for the kernel if nothing is ready, then runs what is ready, then the timers
-  /// that are due. Completions come before timers, so that what has completed beats its timeout.
+  /// One turn: waits for the kernel if nothing is ready; runs what is ready, and again while
+  /// `make_calls` ends something; then fires the timers that are due. Completions come before timers, so that what has completed beats its timeout.
   void turn() noexcept {
     owner().check();
     const running_here guard(*this);
     poll(would_wait() ? next_deadline() : std::optional(clock::time_point::min()));
     turn_begins();
     do run_ready();
-    while (has_more());
+    while (make_calls());
     turn_ends();
     run_timers();
   }
@@ -192,8 +192,8 @@ class reactor : public io_loop {
   /// for ever. Resumes nothing: what ends becomes ready.
   virtual void poll(std::optional<clock::time_point> deadline) noexcept = 0;
 
-  /// Does what was put off while tasks ran. True when that, too, belongs to this turn.
-  virtual bool has_more() noexcept { return false; }
+  /// Makes calls that were kept until tasks had run. True to run tasks once more in this turn.
+  virtual bool make_calls() noexcept { return false; }
 
   // --- for a backend ---
 

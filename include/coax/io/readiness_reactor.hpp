@@ -5,27 +5,27 @@
 
 #include <poll.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 
 namespace coax::inline COAX_ABI {
 
 /// A reactor over a kernel that says when a call is worth trying: perform; if it would block, park;
-/// when it is ready, queue; perform again.
+/// when it is ready, put in line; perform again.
 ///
-/// What is ready is read from a few descriptors in a row, then the tasks run that waited for it, then
-/// what these write is written in a row, and so on. A system call leaves little of a program in the
-/// caches, so code that runs between two calls runs slowly; and what has been read from many
-/// descriptors is out of them again before it is used.
+/// A turn repeats: make up to `calls_max` reads, run the tasks they end, make the writes these have put
+/// in line. Not a read, its task, its write, and so on: a system call displaces the program from the
+/// caches, so code between two calls runs slowly. Not all reads first: what is read early would have
+/// left the caches before its task runs.
 ///
 /// epoll and the simulation differ only in how they park, wait and tell the time, and in their
 /// `syscalls`.
 class readiness_reactor : public reactor {
  public:
   bool would_wait() const noexcept final {
-    return !has_ready() && reads_.empty() && writes_.empty();
+    return reactor::would_wait() && reads_.empty() && writes_.empty();
   }
 
  protected:
@@ -51,8 +51,12 @@ class readiness_reactor : public reactor {
     if (d.writer != nullptr && d.writer != d.reader) try_later(*d.writer);
   }
 
+  static unsigned wanted_by(const operation* op) noexcept {
+    return op == nullptr ? 0 : static_cast<std::uint16_t>(op->waits_for());
+  }
+
  private:
-  // So much is read in a row.
+  // At most so much is read in a row.
   static constexpr std::size_t calls_max = 16;
   static constexpr std::size_t bytes_max = 16 * 1024;
 
@@ -62,40 +66,40 @@ class readiness_reactor : public reactor {
     make_reads();
   }
 
-  bool has_more() noexcept final {
-    put_off_ready();
-    for (std::size_t left = writes_.size(); left > 0; --left) make_first_call(writes_);
+  bool make_calls() noexcept final {
+    for (std::size_t left = writes_.size(); left > 0; --left) make_next_call(writes_);
     make_reads();
-    return has_ready();
+    return has_ready() || reads_left_ > 0;
   }
 
   void make_reads() noexcept {
-    bytes_ = 0;
-    for (together_ = 0; reads_left_ > 0 && together_ < calls_max && bytes_ < bytes_max;
-         ++together_) {
-      make_first_call(reads_);
-      --reads_left_;
-    }
+    std::size_t bytes = 0;
+    for (reads_in_row_ = 0; reads_left_ > 0 && reads_in_row_ < calls_max && bytes < bytes_max;
+         ++reads_in_row_, --reads_left_)
+      bytes += make_next_call(reads_);
   }
 
-  /// If its operation was asked to stop after it had been put in line, its result came first.
-  void make_first_call(ready_queue& line) noexcept {
+  /// Makes the call of the first in line. If that was asked to stop meanwhile, a result still comes
+  /// first. Result: the bytes of a stream that came of it.
+  std::size_t make_next_call(ready_queue& line) noexcept {
     auto& op = static_cast<operation&>(*line.pop());
     op.in_line_ = false;
-    if (!op.at_->is_awaited_by(op) || op.at_->closing) return was_stopped(op);
+    if (!op.at_->is_awaited_by(op) || op.at_->closing) return was_stopped(op), 0;
     const progress made = call(op);
     if (made != progress::ended) {
-      if (op.stop_requested_) return was_stopped(op);
-      if (!go_on(op, made)) return;
+      if (op.stop_requested_) return was_stopped(op), 0;
+      if (!go_on(op, made)) return 0;
     }
-    if (op.result_ > 0) bytes_ += static_cast<std::size_t>(op.result_);
+    const bool moved = op.watched_as() == watching::stream && op.result_ > 0;
+    const std::size_t bytes = moved ? static_cast<std::size_t>(op.result_) : 0;
     ended(op);
+    return bytes;
   }
 
   bool submit(operation& op) noexcept final {
-    if (must_wait(op)) return go_on(op, progress::would_wait);
-    // Where several tasks have been woken together, others are about to write too.
-    if (is_writer(op) && together_ > 1) return go_on(op, progress::goes_on);
+    if (must_wait(op)) return fails_to_park(op);
+    // Others that were woken together with this task are about to write too.
+    if (is_writer(op) && reads_in_row_ > 1) return put_in_line(op), false;
     const progress made = call(op);
     return made == progress::ended || go_on(op, made);
   }
@@ -107,7 +111,11 @@ class readiness_reactor : public reactor {
 
   /// True when `op` has taken its last answer after all.
   bool go_on(operation& op, progress made) noexcept {
-    if (made == progress::goes_on) return put_in_line(op), false;
+    if (made == progress::would_wait) return fails_to_park(op);
+    return put_in_line(op), false;
+  }
+  /// True when that has ended `op`.
+  bool fails_to_park(operation& op) noexcept {
     descriptor& d = *op.at_;
     if (d.owned && d.registered) return false;
     const int failed = park(d, op);
@@ -131,9 +139,8 @@ class readiness_reactor : public reactor {
   // Operations whose calls are to be made.
   ready_queue reads_;
   ready_queue writes_;
-  std::size_t reads_left_ = 0;  // those of this turn
-  std::size_t together_ = 0;    // reads made in a row, last
-  std::size_t bytes_ = 0;       // what came of them
+  std::size_t reads_left_ = 0;    // of `reads_`: how many belong to this turn
+  std::size_t reads_in_row_ = 0;  // in the last row
 };
 
 }  // namespace coax::inline COAX_ABI

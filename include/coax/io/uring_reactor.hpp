@@ -59,7 +59,7 @@ class uring_reactor final : public completion_reactor {
 
  private:
   static constexpr unsigned completions_per_entry = 4;
-  static constexpr std::uint64_t of_timer = 2;  // no operation is there
+  static constexpr std::uint64_t of_alarm = 2;  // no operation is there
   static constexpr unsigned entries_max =
       1 << 14;  // more, and the kernel has no room for the completions
   // Up to so many completions in a turn count as few: see operation::first_try.
@@ -108,7 +108,7 @@ class uring_reactor final : public completion_reactor {
     if (provided_.is_open()) provided_.top_up();
     // What is still in line may be the very thing that ends the wait.
     const bool must_not_wait = !backlog_.empty() || !cancellations_.empty() || !stops_.empty() ||
-                               deadline == clock::time_point::min() || !sets_alarm(deadline);
+                               deadline == clock::time_point::min() || !set_alarm(deadline);
     int entered = 0;
     if (!must_not_wait && found_by_spinning(deadline)) {
       if (kernel_has_work()) entered = system().ring_submit(ring_);
@@ -131,17 +131,17 @@ class uring_reactor final : public completion_reactor {
   }
 
   /// Sees to it that a wait ends at `deadline`. False when there is no room in the ring to say so.
-  bool sets_alarm(std::optional<clock::time_point> deadline) noexcept {
+  bool set_alarm(std::optional<clock::time_point> deadline) noexcept {
     if (!needs_alarm(deadline)) return true;
     io_uring_sqe* sqe = free_entry();
     if (sqe == nullptr) return false;
     alarm_time_ = alarm_time<__kernel_timespec>(*deadline);
     if (has_alarm()) {
-      io_uring_prep_timeout_update(sqe, &alarm_time_, of_timer, IORING_TIMEOUT_ABS);
+      io_uring_prep_timeout_update(sqe, &alarm_time_, of_alarm, IORING_TIMEOUT_ABS);
       io_uring_sqe_set_data(sqe, nullptr);
     } else {
       io_uring_prep_timeout(sqe, &alarm_time_, 0, IORING_TIMEOUT_ABS);
-      io_uring_sqe_set_data64(sqe, of_timer);
+      io_uring_sqe_set_data64(sqe, of_alarm);
     }
     alarm_is_set(*deadline);
     return true;
@@ -169,9 +169,9 @@ class uring_reactor final : public completion_reactor {
       const auto data = io_uring_cqe_get_data64(cqe);
       if ((data & of_multishot) != 0)
         delivered(data, cqe->res, buffer_of(*cqe), (cqe->flags & IORING_CQE_F_MORE) == 0);
-      else if (data > of_timer)
+      else if (data > of_alarm)
         completed(*static_cast<operation*>(io_uring_cqe_get_data(cqe)), cqe->res);
-      else if (data == of_timer)
+      else if (data == of_alarm)
         alarm_went_off();
     }
     io_uring_cq_advance(&ring_, count);

@@ -124,10 +124,6 @@ class readiness_host final : public host_reactor<readiness_reactor> {
       if (d != nullptr) became_ready(*d, e.events);
     }
   }
-
-  static unsigned wanted_by(const operation* op) noexcept {
-    return op == nullptr ? 0 : static_cast<std::uint16_t>(op->waits_for());
-  }
 };
 
 /// As over io_uring: the kernel makes the call, when nobody looks, and its result waits to be

@@ -154,7 +154,7 @@ class loop {
 
   timers& deadlines() noexcept { return timers_; }
   const timers& deadlines() const noexcept { return timers_; }
-  /// Sets `t` behind those of the same deadline that were set before.
+  /// Sets `t`. What has a limit begins to count first, so that ties fire in the order of setting.
   void set_timer(timer& t, clock::time_point deadline) noexcept {
     count_limits();
     timers_.set(t, deadline);
@@ -188,7 +188,7 @@ class loop {
 
   /// What the loop has done so far.
   struct counters {
-    std::uint64_t turns = 0;           ///< runs of the queue of what is ready
+    std::uint64_t turns = 0;           ///< see reactor::turn
     std::size_t ready_high_water = 0;  ///< the longest that queue has been
     std::size_t roots = 0;             ///< that are alive
   };
@@ -198,8 +198,8 @@ class loop {
   /// Children are started inside their parent's await only to a bounded depth of the stack.
   bool may_start_inline() const noexcept { return depth_ < inline_depth_max; }
 
-  /// Between two turns of the queue one coroutine may complete only so many waits at once; beyond,
-  /// it queues like everybody, so that a connection that always has data cannot keep the loop.
+  /// Each time it is resumed, a coroutine may complete only so many waits at once; beyond, it queues like
+  /// everybody, so that a connection that always has data cannot keep the loop.
   bool spend_inline_completion() noexcept {
     if (inline_left_ <= 0) return false;
     --inline_left_;
@@ -245,7 +245,10 @@ class loop {
 
   bool has_ready() const noexcept { return !ready_.empty(); }
   void make_ready(ready_queue& nodes) noexcept { ready_.append(nodes); }
-  bool remove_ready(ready_node& node) noexcept { return ready_.remove(node); }
+  /// Takes `node` out, whether it waits for this turn or the next.
+  bool remove_ready(ready_node& node) noexcept {
+    return ready_.remove(node) || put_off_.remove(node);
+  }
 
   /// This loop is not going to turn again: tells so those that still wait for their turn.
   void drop_ready() noexcept { ready_.drop_all(); }
@@ -255,11 +258,12 @@ class loop {
     ++counted_.turns;
   }
 
-  /// Runs what is ready now, at most a budget of it; what becomes ready meanwhile waits its turn.
+  /// Runs what is ready now, at most a budget of it. The rest, and what becomes ready meanwhile, waits
+  /// for the next turn.
   void run_ready() noexcept {
     const bool outer = std::exchange(dispatching_, true);
     if (ready_.size() > counted_.ready_high_water) counted_.ready_high_water = ready_.size();
-    for (std::size_t left = ready_.size() < turn_budget ? ready_.size() : turn_budget; left > 0;
+    for (std::size_t left = ready_.size() < run_budget ? ready_.size() : run_budget; left > 0;
          --left) {
       for (ready_node* node = ready_.pop(); node != nullptr; node = std::exchange(next_, nullptr)) {
         inline_left_ = inline_completions_max;
@@ -268,14 +272,11 @@ class loop {
       }
     }
     dispatching_ = outer;
+    put_off_.append(ready_);
   }
 
-  /// What is ready, and has not run, waits for the next turn; what becomes ready now does not.
-  void put_off_ready() noexcept { put_off_.append(ready_); }
-  void turn_ends() noexcept {
-    put_off_.append(ready_);
-    std::swap(put_off_, ready_);
-  }
+  /// What was put off is ready for the next turn.
+  void turn_ends() noexcept { ready_.append(put_off_); }
 
   /// Fires the timers that are due. The clock is read only when a timer is set.
   void run_timers() noexcept {
@@ -300,7 +301,7 @@ class loop {
  private:
   static constexpr int inline_depth_max = 64;
   static constexpr int inline_completions_max = 64;
-  static constexpr std::size_t turn_budget = 256;
+  static constexpr std::size_t run_budget = 256;
 
   void count_limits() noexcept {
     if (timers_.has_uncounted()) timers_.count_from(now());

@@ -179,12 +179,7 @@ class waiter : public ready_node {
   void complete() noexcept { end(state::completed); }
   void stopped() noexcept { end(state::stopped); }
 
-  void must_be_new() const noexcept {
-    if (state_ != state::idle)
-      detail::fatal("something was awaited twice: call what makes it once for each await");
-  }
-
-  /// The turn of a wait that has ended.
+  /// Resumes the coroutine, whose wait has ended.
   void run() noexcept final {
     queued_ = false;
     loop::current().set_running_root(root_);
@@ -375,7 +370,8 @@ class root : public ready_node {
 };
 
 inline bool waiter::begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
-  must_be_new();
+  if (state_ != state::idle)
+    detail::fatal("something was awaited twice: call what makes it once for each await");
   loop& here = loop::current();
   coroutine_ = coroutine;
   root_ = r;

@@ -25,7 +25,8 @@ class time_limit : public timer {
     if (is_set()) loop::current().deadlines().drop(*this);
   }
 
-  /// From the end of this turn on: until then, most waits have ended.
+  /// Counts from the end of this turn, or from when another timer is set before that: most waits have
+  /// ended by then.
   void set_limit() noexcept {
     if (limit().value() != clock::duration::max()) loop::current().deadlines().set_later(*this);
   }

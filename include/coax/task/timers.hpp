@@ -59,7 +59,8 @@ class timer : private detail::timer_link {
 
  private:
   friend class timers;
-  // Its limit until it is set; then clamped to the time it was set at, so that it always names its slot.
+  // Its limit, until `timers::set` or `count_from`. Then its deadline, or the wheel's time where that is
+  // later.
   std::uint64_t when_ = 0;
 };
 
@@ -76,8 +77,7 @@ class timers {
   explicit timers(clock::time_point start) noexcept : now_(ticks(start)) {}
 
   void set(timer& t, clock::time_point deadline) noexcept {
-    t.when_ = std::max(ticks(deadline), now_);
-    insert(t);
+    insert_at(t, deadline);
     ++count_;
   }
 
@@ -92,8 +92,7 @@ class timers {
     while (has_uncounted()) {
       timer& t = static_cast<timer&>(*uncounted_.next);
       t.unlink();
-      t.when_ = std::max(ticks(t.limit().after(now)), now_);
-      insert(t);
+      insert_at(t, t.limit().after(now));
     }
   }
 
@@ -125,8 +124,8 @@ class timers {
     now_ = until;
   }
 
-  /// When to look again: the first deadline, or a point before it, never one after. Of those that are
-  /// counted.
+  /// When to look again: the first deadline, or a point before it, never one after. Limits that do not
+  /// count yet are left out.
   std::optional<clock::time_point> next() const noexcept {
     const auto first = first_slot();
     if (!first) return std::nullopt;
@@ -170,6 +169,10 @@ class timers {
     return (when >> (digit_bits * level)) % slot_count;
   }
 
+  void insert_at(timer& t, clock::time_point deadline) noexcept {
+    t.when_ = std::max(ticks(deadline), now_);
+    insert(t);
+  }
   void insert(timer& t) noexcept {
     const std::size_t level = level_of(t.when_);
     const std::size_t index = index_in(level, t.when_);
@@ -179,22 +182,16 @@ class timers {
   }
 
   std::optional<place> first_slot() const noexcept {
-    while (levels_ != 0) {
+    for (; levels_ != 0; levels_ &= levels_ - 1) {
       const auto level = static_cast<std::size_t>(std::countr_zero(levels_));
-      std::size_t index = 0;
-      while (occupied_[level] != 0) {
-        index = static_cast<std::size_t>(std::countr_zero(occupied_[level]));
-        if (!slots_[level][index].alone()) break;
-        occupied_[level] &= occupied_[level] - 1;  // all of it was dropped meanwhile
+      for (; occupied_[level] != 0; occupied_[level] &= occupied_[level] - 1) {
+        const auto index = static_cast<std::size_t>(std::countr_zero(occupied_[level]));
+        if (slots_[level][index].alone()) continue;  // all of it was dropped meanwhile
+        const unsigned shift = static_cast<unsigned>(digit_bits * level);
+        const unsigned above = shift + digit_bits;
+        const std::uint64_t high = above >= 64 ? 0 : (now_ >> above) << above;
+        return place{level, index, high | (std::uint64_t{index} << shift)};
       }
-      if (occupied_[level] == 0) {
-        levels_ &= levels_ - 1;
-        continue;
-      }
-      const unsigned shift = static_cast<unsigned>(digit_bits * level);
-      const unsigned above = shift + digit_bits;
-      const std::uint64_t high = above >= 64 ? 0 : (now_ >> above) << above;
-      return place{level, index, high | (std::uint64_t{index} << shift)};
     }
     return std::nullopt;
   }
