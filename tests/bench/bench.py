@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs the benchmarks and prints tables in Markdown. tests/bench/run builds what it needs first.
 
-Rounds are interleaved: a round runs every server under every load, and the next round begins again.
+Rounds are interleaved: a round runs every server under every load, and the next round begins again; for
+lockstep and churn many short rounds of one load, servers in a new order each time.
 A figure is the median of the rounds, with [least-most]; a ratio is the median of the ratios within a
 round. What ran when is on stderr.
 """

@@ -1,5 +1,6 @@
 """Servers, loads, and the figures of all rounds."""
 
+import contextlib
 import json
 import os
 import random
@@ -104,6 +105,10 @@ class Load:
         self.quick, self.full = quick, full  # (seconds, rounds)
         self.servers = servers or (lambda s: s.group != "spin")
 
+    def is_sliced(self):
+        """Many short rounds, between which the servers go on running."""
+        return self.section == "lockstep" or self.key == "churn"
+
 
 def is_coax(server):
     return server.group == "coax"
@@ -114,11 +119,11 @@ def is_main(server):
 
 
 LOADS = [
-    Load("l1", "lockstep", "1 x 64 B", ["lockstep", "--connections", "1"], (0.15, 3), (0.15, 20)),
-    Load("l64", "lockstep", "64 x 64 B", ["lockstep"], (0.15, 3), (0.15, 24)),
-    Load("l512", "lockstep", "512 x 64 B", ["lockstep", "--connections", "512"], (0.15, 3), (0.15, 24)),
-    Load("l16k", "lockstep", "64 x 16 KB", ["lockstep", "--size", "16384"], (0.15, 3), (0.15, 24)),
-    Load("l16", "lockstep", "64, 16 in flight", ["lockstep", "--depth", "16"], (0.15, 3), (0.15, 24)),
+    Load("l1", "lockstep", "1 x 64 B", ["lockstep", "--connections", "1"], (0.05, 9), (0.05, 60)),
+    Load("l64", "lockstep", "64 x 64 B", ["lockstep"], (0.05, 9), (0.05, 60)),
+    Load("l512", "lockstep", "512 x 64 B", ["lockstep", "--connections", "512"], (0.05, 9), (0.05, 60)),
+    Load("l16k", "lockstep", "64 x 16 KB", ["lockstep", "--size", "16384"], (0.05, 9), (0.05, 60)),
+    Load("l16", "lockstep", "64, 16 in flight", ["lockstep", "--depth", "16"], (0.05, 9), (0.05, 60)),
     Load("c64", "closed", "64 x 64 B", ["closed"], (0.3, 2), (1.2, 5)),
     Load("c512", "closed", "512 x 64 B", ["closed", "--connections", "512"], (0.3, 2), (1.2, 3)),
     Load("seen", "observed", "64 x 64 B, lockstep", ["lockstep", "--observe"], (0.4, 1), (2, 3)),
@@ -130,7 +135,7 @@ LOADS = [
          lambda s: s.group == "spin" or s.name in ("raw_uring", "raw_epoll")),
     Load("open", "open", "64 connections, 10,000 messages/s", ["open", "--rate", "10000"],
          (0.3, 1), (1.5, 3), lambda s: s.group != "spin" and is_main(s)),
-    Load("churn", "churn", "connect, one echo, close", ["churn"], (0.3, 1), (0.8, 5),
+    Load("churn", "churn", "connect, one echo, close", ["churn"], (0.05, 9), (0.05, 30),
          lambda s: s.group != "spin" and is_main(s)),
     Load("churn100k", "churn", "100,000 of them", ["churn", "--count", "100000"], None, (1, 1),
          lambda s: is_coax(s) and is_main(s)),
@@ -184,6 +189,10 @@ class Bench:
     def run_all(self):
         plan = [(load, getattr(load, self.mode)) for load in LOADS if load.section in self.sections]
         plan = [(load, how) for load, how in plan if how]
+        for load, (seconds, times) in plan:
+            if load.is_sliced():
+                self.run_sliced(load, seconds, times)
+        plan = [(load, how) for load, how in plan if not load.is_sliced()]
         rounds = max((how[1] for _, how in plan), default=0)
         for number in range(rounds):
             for load, (seconds, times) in plan:
@@ -193,15 +202,30 @@ class Bench:
                     if number == 0:
                         self.left_out.append(f"{load.section}, {load.title}: there was no time for it")
                     continue
-                # In a new order each time: how fast the machine is changes from one second to the next.
-                for server in random.sample(self.servers + self.spin, len(self.servers + self.spin)):
+                for server in self.servers + self.spin:
                     if load.servers(server):
                         self.run_one(number, load, seconds, server)
 
-    def run_one(self, number, load, seconds, server):
+    def run_sliced(self, load, seconds, times):
+        """How fast a shared machine is changes from one second to the next: what is compared runs within
+        one, in a new order each time."""
+        with contextlib.ExitStack() as stack:
+            running = []
+            for server in self.servers + self.spin:
+                if not load.servers(server):
+                    continue
+                try:
+                    running.append((server, stack.enter_context(server.start(self.build, 1024))))
+                except Failed as failed:
+                    self.failures.append(f"{server.label}, {load.section} {load.title}: {failed}")
+            for number in range(times):
+                for server, process in random.sample(running, len(running)):
+                    self.run_one(number, load, seconds, server, process)
+
+    def run_one(self, number, load, seconds, server, running=None):
         rounds = self.figures.setdefault((load.key, server.name), [])
         try:
-            figures = self.measure(load, seconds, server)
+            figures = self.measure(load, seconds, server, running)
         except Failed as failed:
             figures = None
             self.failures.append(f"{server.label}, {load.section} {load.title}: {failed}")
@@ -209,7 +233,9 @@ class Bench:
         say(f"{time.monotonic() - self.began:6.1f} s  round {number + 1}  {load.section:8}  "
             f"{load.title:34}  {server.name:20}  {json.dumps(figures)}")
 
-    def measure(self, load, seconds, server):
+    def measure(self, load, seconds, server, running=None):
+        if running is not None:
+            return self.load(load, running, ["--seconds", str(seconds), "--warm-up", "0.02"])
         more = ["--seconds", str(seconds), "--warm-up", str(WARM_UP_S[self.mode])]
         workers = 1024
         if load.key == "idle":
