@@ -165,3 +165,33 @@ TEST_CASE("what was posted by one of them can be taken back by another") {
     co_await together.end();
   });
 }
+
+TEST_CASE("a task that writes without end, in pieces, keeps neither timers nor others waiting") {
+  on_each_backend([]() -> coax::task<> {
+    const coax::unique_fd sink(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+    REQUIRE(sink);
+    // To a descriptor in blocking mode 4 KB are written at a time: more pieces than are tried in a row.
+    const std::vector<std::byte> much(100'000);
+    bool stops = false;
+    int written = 0;
+    const auto writes = [&]() -> coax::task<> {
+      while (!stops) {
+        auto n = co_await coax::write(sink.get(), much);
+        REQUIRE(n);
+        ++written;
+      }
+    };
+    fd_pair p = unix_pair();
+    const taken_over socket(std::move(p.ours));
+    cancellable root(writes());
+    co_await turns();
+    co_await coax::sleep_for(std::chrono::milliseconds(1));
+    put(p.theirs, "x");
+    std::array<std::byte, 1> some;
+    auto heard = co_await receive(socket.get(), some);
+    CHECK(heard);
+    stops = true;
+    co_await end_of(root);
+    CHECK(written > 0);
+  });
+}

@@ -5,6 +5,7 @@
 
 #include <poll.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -15,17 +16,17 @@ namespace coax::inline COAX_ABI {
 /// A reactor over a kernel that says when a call is worth trying: perform; if it would block, park;
 /// when it is ready, put in line; perform again.
 ///
-/// A turn repeats: make up to `calls_max` reads, run the tasks they end, make the writes these have put
-/// in line. Not a read, its task, its write, and so on: a system call displaces the program from the
-/// caches, so code between two calls runs slowly. Not all reads first: what is read early would have
-/// left the caches before its task runs.
+/// A turn repeats: make a row of the calls that may succeed, run the tasks they end, make the writes
+/// these have put off. Not a read, its task, its write, and so on: a system call displaces the program
+/// from the caches, so code between two calls runs slowly. Not all reads first: what is read early would
+/// have left the caches before its task runs.
 ///
 /// epoll and the simulation differ only in how they park, wait and tell the time, and in their
 /// `syscalls`.
 class readiness_reactor : public reactor {
  public:
   bool would_wait() const noexcept final {
-    return reactor::would_wait() && reads_.empty() && writes_.empty();
+    return reactor::would_wait() && calls_.empty() && writes_.empty();
   }
 
  protected:
@@ -56,27 +57,28 @@ class readiness_reactor : public reactor {
   }
 
  private:
-  // At most so much is read in a row.
-  static constexpr std::size_t calls_max = 16;
-  static constexpr std::size_t bytes_max = 16 * 1024;
+  static constexpr std::size_t calls_in_turn_max = 256;
+  // A row ends after so many calls, and after one with which so many bytes have come.
+  static constexpr std::size_t calls_in_row_max = 16;
+  static constexpr std::size_t bytes_in_row = 16 * 1024;
 
   void poll(std::optional<clock::time_point> deadline) noexcept final {
     wait(deadline);
-    reads_left_ = reads_.size();
-    make_reads();
+    left_ = std::min(calls_.size(), calls_in_turn_max);
+    make_row();
   }
 
   bool make_calls() noexcept final {
-    for (std::size_t left = writes_.size(); left > 0; --left) make_next_call(writes_);
-    make_reads();
-    return has_ready() || reads_left_ > 0;
+    while (!writes_.empty()) make_next_call(writes_);
+    make_row();
+    return has_ready() || left_ > 0;
   }
 
-  void make_reads() noexcept {
+  void make_row() noexcept {
     std::size_t bytes = 0;
-    for (reads_in_row_ = 0; reads_left_ > 0 && reads_in_row_ < calls_max && bytes < bytes_max;
-         ++reads_in_row_, --reads_left_)
-      bytes += make_next_call(reads_);
+    for (in_row_ = 0; left_ > 0 && in_row_ < calls_in_row_max && bytes < bytes_in_row;
+         ++in_row_, --left_)
+      bytes += make_next_call(calls_);
   }
 
   /// Makes the call of the first in line. If that was asked to stop meanwhile, a result still comes
@@ -99,7 +101,7 @@ class readiness_reactor : public reactor {
   bool submit(operation& op) noexcept final {
     if (must_wait(op)) return fails_to_park(op);
     // Others that were woken together with this task are about to write too.
-    if (is_writer(op) && reads_in_row_ > 1) return put_in_line(op), false;
+    if (is_writer(op) && in_row_ > 1) return put_in_line(op, writes_), false;
     const progress made = call(op);
     return made == progress::ended || go_on(op, made);
   }
@@ -112,7 +114,7 @@ class readiness_reactor : public reactor {
   /// True when `op` has taken its last answer after all.
   bool go_on(operation& op, progress made) noexcept {
     if (made == progress::would_wait) return fails_to_park(op);
-    return put_in_line(op), false;
+    return put_in_line(op, calls_), false;  // for the next turn: others are to have theirs
   }
   /// True when that has ended `op`.
   bool fails_to_park(operation& op) noexcept {
@@ -129,18 +131,17 @@ class readiness_reactor : public reactor {
   }
 
   void try_later(operation& op) noexcept {
-    if (!op.in_line_ && !must_wait(op)) put_in_line(op);
+    if (!op.in_line_ && !must_wait(op)) put_in_line(op, calls_);
   }
-  void put_in_line(operation& op) noexcept {
+  static void put_in_line(operation& op, ready_queue& line) noexcept {
     op.in_line_ = true;
-    (is_writer(op) ? writes_ : reads_).push(op);
+    line.push(op);
   }
 
-  // Operations whose calls are to be made.
-  ready_queue reads_;
-  ready_queue writes_;
-  std::size_t reads_left_ = 0;    // of `reads_`: how many belong to this turn
-  std::size_t reads_in_row_ = 0;  // in the last row
+  ready_queue calls_;       // operations that were reported, or go on
+  ready_queue writes_;      // those that tasks have begun in this row
+  std::size_t left_ = 0;    // of `calls_`: how many belong to this turn
+  std::size_t in_row_ = 0;  // how many were made in the last row
 };
 
 }  // namespace coax::inline COAX_ABI
