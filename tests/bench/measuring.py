@@ -119,11 +119,11 @@ def is_main(server):
 
 
 LOADS = [
-    Load("l1", "lockstep", "1 x 64 B", ["lockstep", "--connections", "1"], (0.05, 9), (0.05, 60)),
-    Load("l64", "lockstep", "64 x 64 B", ["lockstep"], (0.05, 9), (0.05, 60)),
-    Load("l512", "lockstep", "512 x 64 B", ["lockstep", "--connections", "512"], (0.05, 9), (0.05, 60)),
-    Load("l16k", "lockstep", "64 x 16 KB", ["lockstep", "--size", "16384"], (0.05, 9), (0.05, 60)),
-    Load("l16", "lockstep", "64, 16 in flight", ["lockstep", "--depth", "16"], (0.05, 9), (0.05, 60)),
+    Load("l1", "lockstep", "1 x 64 B", ["lockstep", "--connections", "1"], (0.05, 5), (0.05, 60)),
+    Load("l64", "lockstep", "64 x 64 B", ["lockstep"], (0.05, 5), (0.05, 60)),
+    Load("l512", "lockstep", "512 x 64 B", ["lockstep", "--connections", "512"], (0.05, 5), (0.05, 60)),
+    Load("l16k", "lockstep", "64 x 16 KB", ["lockstep", "--size", "16384"], (0.05, 5), (0.05, 60)),
+    Load("l16", "lockstep", "64, 16 in flight", ["lockstep", "--depth", "16"], (0.05, 5), (0.05, 60)),
     Load("c64", "closed", "64 x 64 B", ["closed"], (0.3, 2), (1.2, 5)),
     Load("c512", "closed", "512 x 64 B", ["closed", "--connections", "512"], (0.3, 2), (1.2, 3)),
     Load("seen", "observed", "64 x 64 B, lockstep", ["lockstep", "--observe"], (0.4, 1), (2, 3)),
@@ -135,7 +135,7 @@ LOADS = [
          lambda s: s.group == "spin" or s.name in ("raw_uring", "raw_epoll")),
     Load("open", "open", "64 connections, 10,000 messages/s", ["open", "--rate", "10000"],
          (0.3, 1), (1.5, 3), lambda s: s.group != "spin" and is_main(s)),
-    Load("churn", "churn", "connect, one echo, close", ["churn"], (0.05, 9), (0.05, 30),
+    Load("churn", "churn", "connect, one echo, close", ["churn"], (0.05, 3), (0.05, 30),
          lambda s: s.group != "spin" and is_main(s)),
     Load("churn100k", "churn", "100,000 of them", ["churn", "--count", "100000"], None, (1, 1),
          lambda s: is_coax(s) and is_main(s)),

@@ -60,7 +60,8 @@ class reactor : public io_loop {
   }
 
   /// One turn: waits for the kernel if nothing is ready; runs what is ready, and again while
-  /// `make_calls` ends something; then fires the timers that are due. Completions come before timers, so that what has completed beats its timeout.
+  /// `make_calls` ends something; then fires the timers that are due. Completions come before timers,
+  /// so that what has completed beats its timeout.
   void turn() noexcept {
     owner().check();
     const running_here guard(*this);

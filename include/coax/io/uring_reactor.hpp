@@ -118,8 +118,8 @@ class uring_reactor final : public completion_reactor {
       // Completions appear only when the ring is entered: looking at it would starve them.
       entered = system().ring_submit(ring_);
     }
-    // EINTR is a signal; EAGAIN and EBUSY say that completions must be reaped
-    // before more is taken; what was not submitted stays queued for the next turn.
+    // EINTR is a signal; EAGAIN and EBUSY say that completions must be reaped before more is taken:
+    // what was not submitted stays queued for the next turn.
     check(entered);
     reap();
     queue_backlog();
