@@ -71,7 +71,7 @@ class blocking_wait : public waiter {
   }
 };
 
-inline void blocking_job::run() noexcept { waiting_->done(); }
+inline void blocking_job::tell() noexcept { waiting_->done(); }
 
 /// A job that gives a `T`.
 template <class T>

@@ -43,7 +43,9 @@ class blocking_job : public ready_node {
 
   enum class place : std::uint8_t { with_owner, in_line, accepted, done };
 
-  void run() noexcept override;
+  void run() noexcept override { tell(); }
+  /// Wakes who waits.
+  void tell() noexcept;
 
   blocking_wait* waiting_ = nullptr;  // null: given up
   reactor* at_ = nullptr;             // where it is waited for

@@ -383,7 +383,7 @@ class io_loop : public loop {
   detail::owner owner_;
 };
 
-inline bool operation::start() noexcept { return io_loop::current().start(*this); }
-inline void operation::stop() noexcept { io_loop::current().stop(*this); }
+inline bool operation::start_here() noexcept { return io_loop::current().start(*this); }
+inline void operation::stop_here() noexcept { io_loop::current().stop(*this); }
 
 }  // namespace coax::inline COAX_ABI

@@ -130,8 +130,11 @@ class operation : public waiter {
   friend class completion_reactor;
   friend class uring_reactor;
 
-  bool start() noexcept final;
-  void stop() noexcept final;
+  bool start() noexcept final { return start_here(); }
+  void stop() noexcept final { stop_here(); }
+  // By the loop of this thread.
+  bool start_here() noexcept;
+  void stop_here() noexcept;
 
   watching watching_ : 2;
   bool stop_requested_ : 1;

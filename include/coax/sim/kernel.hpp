@@ -216,9 +216,10 @@ class kernel final : public syscalls, private file_owner {
     if (s == nullptr) return not_a_socket(fd);
     return note("listen", fd, tcp_.listen(s, backlog < 0 ? INT_MAX : backlog));
   }
-  int setsockopt(int fd, int level, int option, const void* value,
-                 socklen_t size) noexcept override;
-  int getsockopt(int fd, int level, int option, void* value, socklen_t* size) noexcept override;
+  inline int setsockopt(int fd, int level, int option, const void* value,
+                        socklen_t size) noexcept override;
+  inline int getsockopt(int fd, int level, int option, void* value,
+                        socklen_t* size) noexcept override;
   int getsockname(int fd, sockaddr* into, socklen_t* size) noexcept override {
     counted(0);
     const auto s = socket_of(fd);
@@ -243,18 +244,18 @@ class kernel final : public syscalls, private file_owner {
 
   // --- syscalls: transfers ---
 
-  int recv(int fd, void* into, std::size_t size, int flags) noexcept override;
-  int send(int fd, const void* from, std::size_t size, int flags) noexcept override;
-  int read(int fd, void* into, std::size_t size) noexcept override;
-  int write(int fd, const void* from, std::size_t size) noexcept override;
-  int accept(int fd, int flags) noexcept override;
-  int connect(int fd, const sockaddr* to, socklen_t size) noexcept override;
+  inline int recv(int fd, void* into, std::size_t size, int flags) noexcept override;
+  inline int send(int fd, const void* from, std::size_t size, int flags) noexcept override;
+  inline int read(int fd, void* into, std::size_t size) noexcept override;
+  inline int write(int fd, const void* from, std::size_t size) noexcept override;
+  inline int accept(int fd, int flags) noexcept override;
+  inline int connect(int fd, const sockaddr* to, socklen_t size) noexcept override;
   int opened_for(int fd, int) noexcept override { return find(fd) != nullptr ? 0 : -EBADF; }
-  int poll(pollfd* fds, std::size_t count) noexcept override;
+  inline int poll(pollfd* fds, std::size_t count) noexcept override;
 
   std::uint64_t random() noexcept override { return engine_.decide.bits(); }
-  std::optional<int> look_up(const std::string& host,
-                             std::vector<sockaddr_storage>& found) override;
+  inline std::optional<int> look_up(const std::string& host,
+                                    std::vector<sockaddr_storage>& found) override;
 
  private:
   template <class Is>

@@ -312,7 +312,7 @@ class root : public ready_node {
   template <class T>
   friend class task_awaiter;
 
-  void run() noexcept final;
+  inline void run() noexcept final;
   void unwind() noexcept;
 
   void join(root_list& list) noexcept {

@@ -36,7 +36,7 @@ class scope_child : public root, public framed {
 
  private:
   friend class coax::scope;
-  void ended(outcome how) noexcept override;
+  inline void ended(outcome how) noexcept override;
 };
 
 /// A child with what it was spawned with: a coroutine lambda runs in its closure, and parameters
@@ -80,8 +80,8 @@ class scope_end final : public composite {
  private:
   friend class coax::scope;
   friend class scope_child;
-  void begin() noexcept override;
-  void cancel_branches() noexcept override;
+  inline void begin() noexcept override;
+  inline void cancel_branches() noexcept override;
   void cancel_all() noexcept { composite::cancel_branches(); }
   void cancel_all_but_the_body() noexcept;
 
@@ -103,9 +103,9 @@ class [[nodiscard]] join_awaiter final : public waiter, private timer {
 
  private:
   friend class coax::scope;
-  bool start() noexcept override;
-  void stop() noexcept override;
-  void expired() noexcept override;
+  inline bool start() noexcept override;
+  inline void stop() noexcept override;
+  inline void expired() noexcept override;
 
   void all_ended() noexcept;
 
