@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <utility>
 
@@ -22,7 +23,7 @@ namespace coax::inline COAX_ABI::detail {
 ///
 /// A frame is freed by the thread that ran it, nearly always soon before the next one of its size
 /// is asked for, so a list per size class answers without the heap. What they keep is capped: when
-/// they are full, others go back to the heap for each that comes. Under AddressSanitizer every frame
+/// they are full, others go back to the heap for those that come. Under AddressSanitizer every frame
 /// comes from the heap, so that the use of a dead one is seen.
 ///
 /// Errors    std::bad_alloc from `allocate`.
@@ -32,7 +33,7 @@ class frames {
   static void* allocate(std::size_t size) {
     if (void* recycled = take(size)) return recycled;
     void* fresh = ::operator new(rounded(size));
-    count_fresh(size);
+    count(size, 1);
     return fresh;
   }
 
@@ -40,31 +41,28 @@ class frames {
   static void* try_allocate(std::size_t size) noexcept {
     if (void* recycled = take(size)) return recycled;
     void* fresh = ::operator new(rounded(size), std::nothrow);
-    if (fresh != nullptr) count_fresh(size);
+    if (fresh != nullptr) count(size, 1);
     return fresh;
   }
 
   static void deallocate(void* memory, std::size_t size) noexcept {
-    lists& own = lists_;
     const std::size_t index = class_of(size);
-    if (index >= class_count || own.kept_bytes >= own.allowed) return give_up(memory, size);
-    size_class& list = own.classes[index];
-    list.free = ::new (memory) block{list.free};
-    --list.live;
-    own.kept_bytes += bytes_of(index);
+    if (index >= class_count || lists_.classes[index].kept == lists_.classes[index].kept_max)
+      return give_up(memory, size);
+    keep(memory, lists_.classes[index]);
   }
 
   /// Frames allocated and not yet freed by this thread.
   static std::ptrdiff_t live() noexcept {
     std::ptrdiff_t sum = lists_.large;
-    for (const size_class& each : lists_.classes) sum += each.live;
+    for (const size_class& each : lists_.classes) sum += each.live();
     return sum;
   }
   /// The memory they take, in bytes.
   static std::ptrdiff_t live_bytes() noexcept {
     std::ptrdiff_t sum = lists_.large_bytes;
     for (std::size_t index = 0; index < class_count; ++index)
-      sum += lists_.classes[index].live * static_cast<std::ptrdiff_t>(bytes_of(index));
+      sum += lists_.classes[index].live() * static_cast<std::ptrdiff_t>(bytes_of(index));
     return sum;
   }
 
@@ -72,7 +70,9 @@ class frames {
   // 24, 40, 56, ...: with the 8 bytes that malloc keeps in front, these fill its chunks.
   static constexpr std::size_t class_bytes = 16;
   static constexpr std::size_t class_slack = 8;
-  static constexpr std::size_t kept_bytes_max = std::size_t{1024} * 1024;  // in all classes
+  // What all lists keep is at most so many shares.
+  static constexpr std::size_t share_bytes = std::size_t{16} * 1024;
+  static constexpr std::size_t shares_max = 64;
 #if defined(COAX_FRAMES_FROM_HEAP)
   static constexpr std::size_t class_count = 0;
 #else
@@ -82,29 +82,32 @@ class frames {
   struct block {
     block* next;
   };
+  // Counted in blocks. All that the fast path touches lies together.
   struct size_class {
     block* free;
-    std::ptrdiff_t live;
+    std::uint32_t kept;
+    std::uint32_t kept_max;  // the shares it has
+    std::ptrdiff_t made;     // from the heap, and not given back to it
+
+    std::ptrdiff_t live() const noexcept { return made - static_cast<std::ptrdiff_t>(kept); }
   };
   // Trivial, so that reaching it costs no guard; `returner` gives its blocks back when the thread
   // ends.
   struct lists {
     std::array<size_class, class_count> classes;
-    std::size_t kept_bytes;
-    std::size_t allowed;   // 0 until `returner` is there, and when it is gone
     std::ptrdiff_t large;  // live ones beyond all classes
     std::ptrdiff_t large_bytes;
+    std::size_t shares;     // that no class has
     std::size_t shrinking;  // the class that gives way to others
-    bool had_returner;
+    enum class state : unsigned char { unused, recycling, gone } now;
   };
   struct returner {
     returner() = default;
     returner(const returner&) = delete;
     returner& operator=(const returner&) = delete;
     ~returner() {
-      lists_.allowed = 0;
-      for (size_class& each : lists_.classes)
-        while (each.free != nullptr) ::operator delete(std::exchange(each.free, each.free->next));
+      lists_.now = lists::state::gone;
+      for (size_class& each : lists_.classes) shrink(each, 0);
     }
   };
 
@@ -114,19 +117,23 @@ class frames {
   static std::size_t bytes_of(std::size_t index) noexcept {
     return index * class_bytes + class_slack;
   }
+  static std::uint32_t blocks_a_share(std::size_t index) noexcept {
+    return static_cast<std::uint32_t>(share_bytes / bytes_of(index));
+  }
 
   static std::size_t rounded(std::size_t size) noexcept {
     const std::size_t index = class_of(size);
     return index < class_count ? bytes_of(index) : size;
   }
 
-  static void count_fresh(std::size_t size) noexcept {
+  /// Counts one that came from the heap (+1), or goes back to it (-1).
+  static void count(std::size_t size, std::ptrdiff_t change) noexcept {
     const std::size_t index = class_of(size);
     if (index < class_count) {
-      ++lists_.classes[index].live;
+      lists_.classes[index].made += change;
     } else {
-      ++lists_.large;
-      lists_.large_bytes += static_cast<std::ptrdiff_t>(size);
+      lists_.large += change;
+      lists_.large_bytes += change * static_cast<std::ptrdiff_t>(size);
     }
   }
 
@@ -134,51 +141,58 @@ class frames {
   static void* take(std::size_t size) noexcept {
     const std::size_t index = class_of(size);
     if (index >= class_count) return nullptr;
-    lists& own = lists_;
-    size_class& list = own.classes[index];
+    size_class& list = lists_.classes[index];
     block* head = list.free;
     if (head == nullptr) return nullptr;
     list.free = head->next;
-    ++list.live;
-    own.kept_bytes -= bytes_of(index);
+    --list.kept;
     return head;
   }
+  static void keep(void* memory, size_class& list) noexcept {
+    list.free = ::new (memory) block{list.free};
+    ++list.kept;
+  }
 
-  /// Frees one that no list has room for, or makes room for it.
+  /// Frees one that its list has no room for, or makes room for it.
   [[gnu::noinline, gnu::cold]] static void give_up(void* memory, std::size_t size) noexcept {
-    lists& own = lists_;
     const std::size_t index = class_of(size);
-    if (index >= class_count) {
-      --own.large;
-      own.large_bytes -= static_cast<std::ptrdiff_t>(size);
-    } else if (make_room()) {
-      return deallocate(memory, size);
-    } else {
-      --own.classes[index].live;
+    if (index < class_count && may_recycle()) {
+      get_share(index);
+      return keep(memory, lists_.classes[index]);
     }
+    count(size, -1);
     ::operator delete(memory);
   }
 
-  /// Gives blocks back to the heap, so that a size that was needed once does not keep others from
-  /// being recycled. False when the thread has ended.
-  static bool make_room() noexcept {
-    lists& own = lists_;
-    if (!std::exchange(own.had_returner, true)) {
+  /// False when the thread has ended.
+  static bool may_recycle() noexcept {
+    if (lists_.now == lists::state::unused) {
       static thread_local returner at_thread_end;
       static_cast<void>(at_thread_end);
-      own.allowed = kept_bytes_max;
+      lists_.shares = shares_max;
+      lists_.now = lists::state::recycling;
     }
-    if (own.allowed == 0) return false;
-    while (own.kept_bytes >= own.allowed) {
-      block*& head = own.classes[own.shrinking].free;
-      if (head == nullptr) {
+    return lists_.now == lists::state::recycling;
+  }
+
+  /// One more share for a class. When there is none left, another gives one, and what it keeps there
+  /// back to the heap, so that a size that was needed once does not keep others from being recycled.
+  static void get_share(std::size_t index) noexcept {
+    lists& own = lists_;
+    if (own.shares > 0) {
+      --own.shares;
+    } else {
+      while (own.classes[own.shrinking].kept_max == 0)
         if (++own.shrinking == class_count) own.shrinking = 0;
-        continue;
-      }
-      ::operator delete(std::exchange(head, head->next));
-      own.kept_bytes -= bytes_of(own.shrinking);
+      size_class& giver = own.classes[own.shrinking];
+      shrink(giver, giver.kept_max - blocks_a_share(own.shrinking));
     }
-    return true;
+    own.classes[index].kept_max += blocks_a_share(index);
+  }
+  static void shrink(size_class& list, std::uint32_t kept_max) noexcept {
+    list.kept_max = kept_max;
+    for (; list.kept > kept_max; --list.kept, --list.made)
+      ::operator delete(std::exchange(list.free, list.free->next));
   }
 
   static inline constinit thread_local lists lists_{};
