@@ -3,9 +3,9 @@
 #include <coax/config.hpp>
 #include <coax/io/blocking_pool.hpp>
 #include <coax/io/reactor.hpp>
-#include <coax/task/composite.hpp>
 #include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
+#include <coax/task/returned.hpp>
 #include <coax/task/root.hpp>
 
 #include <cstddef>
@@ -17,7 +17,6 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
-#include <variant>
 
 namespace coax::inline COAX_ABI::detail {
 
@@ -78,13 +77,10 @@ template <class T>
 class blocking_result : public blocking_job {
  public:
   /// What it gave, moved out; rethrows what it threw.
-  T take() {
-    if (result_.index() == 2) std::rethrow_exception(std::get<2>(result_));
-    if constexpr (!std::is_void_v<T>) return std::move(*std::get_if<1>(&result_));
-  }
+  T take() { return ending_.take(); }
 
  protected:
-  std::variant<std::monostate, regular_t<T>, std::exception_ptr> result_;
+  returned<T> ending_;
 };
 
 template <class F, class... A>
@@ -99,14 +95,12 @@ class blocking_call final : public blocking_result<std::invoke_result_t<F, A...>
       return std::invoke(std::forward<F>(fn), std::forward<A>(args)...);
     };
     std::exception_ptr failure = caught([&] {
-      if constexpr (std::is_void_v<std::invoke_result_t<F, A...>>) {
+      if constexpr (std::is_void_v<std::invoke_result_t<F, A...>>)
         std::apply(call, *work_);
-        this->result_.template emplace<1>();
-      } else {
-        this->result_.template emplace<1>(std::apply(call, *work_));
-      }
+      else
+        this->ending_.set(std::apply(call, *work_));
     });
-    if (failure) this->result_.template emplace<2>(std::move(failure));
+    if (failure) this->ending_.fail(std::move(failure));
     work_.reset();
   }
 

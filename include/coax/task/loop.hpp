@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -197,6 +198,11 @@ class loop {
 
   /// Children are started inside their parent's await only to a bounded depth of the stack.
   bool may_start_inline() const noexcept { return depth_ < inline_depth_max; }
+  void start_inline(std::coroutine_handle<> coroutine) noexcept {
+    ++depth_;
+    coroutine.resume();
+    --depth_;
+  }
 
   /// Each time it is resumed, a coroutine may complete only so many waits at once; beyond, it queues like
   /// everybody, so that a connection that always has data cannot keep the loop.
@@ -204,33 +210,6 @@ class loop {
     if (inline_left_ <= 0) return false;
     --inline_left_;
     return true;
-  }
-
-  /// A coroutine is started inside another one's await, which will see whether it has ended there.
-  class inline_start {
-   public:
-    inline_start(loop& l, const promise_base& begun) noexcept
-        : loop_(l), task_(begun), outer_(std::exchange(l.starting_, this)) {
-      ++loop_.depth_;
-    }
-    inline_start(const inline_start&) = delete;
-    inline_start& operator=(const inline_start&) = delete;
-    ~inline_start() {
-      --loop_.depth_;
-      loop_.starting_ = outer_;
-    }
-
-   private:
-    friend class loop;
-    loop& loop_;
-    const promise_base& task_;
-    const inline_start* outer_;
-  };
-  /// It is the innermost as a rule; not so where what another library resumes starts one in between.
-  bool is_starting(const promise_base& task) const noexcept {
-    for (const inline_start* at = starting_; at != nullptr; at = at->outer_)
-      if (&at->task_ == &task) return true;
-    return false;
   }
 
   /// No other loop of this program has it; never 0.
@@ -329,7 +308,6 @@ class loop {
   std::uint32_t turn_began_ = 0;
   bool dispatching_ = false;
   int depth_ = 0;
-  const inline_start* starting_ = nullptr;  // the innermost
   int inline_left_ = inline_completions_max;
   timers timers_;
 };

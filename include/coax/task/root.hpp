@@ -46,7 +46,8 @@ class foreign_awaiter;
 /// The end of an await of a task: it lives in the parent's frame and owns the child's.
 struct task_link {
   std::coroutine_handle<> child;
-  promise_base* parent = nullptr;
+  promise_base* parent;   // once it is awaited
+  bool is_inside = true;  // the child has been started, inside of the await, and not waited yet
 };
 
 }  // namespace detail
@@ -104,7 +105,7 @@ class promise_base {
     coax::root* root_ = nullptr;
     const promise_base* here_;  // at first, see `say_where`
   };
-  detail::task_link* link_ = nullptr;  // null: the first of its root
+  detail::task_link* link_;  // once it has a root; null: the first of it
 };
 
 /// What a coroutine waits for, in words a person reads in a dump: {"a mutex"}, {"recv", 7}.
@@ -271,6 +272,7 @@ class root : public ready_node {
     first_ = first;
     leaf_ = &first.promise();
     leaf_->root_ = this;
+    leaf_->link_ = nullptr;
     join(list);
     if (const root* const by = loop::current().running_root()) locals_ = by->locals_;
   }
@@ -293,13 +295,11 @@ class root : public ready_node {
       return false;
     }
     phase_ = phase::waiting;
-    promise_base& promise = *leaf_;
     root* const starter = here.running_root();
     here.set_running_root(this);
-    {
-      const loop::inline_start begun(here, promise);
-      first_.resume();
-    }
+    is_inside_ = true;
+    here.start_inline(first_);
+    is_inside_ = false;
     here.set_running_root(starter);
     if (!first_.done()) return false;
     leave();
@@ -367,6 +367,7 @@ class root : public ready_node {
   phase phase_ = phase::unstarted;
   bool cancelled_ : 1 = false;
   bool listed_ : 1 = false;
+  bool is_inside_ : 1 = false;  // of the wait that starts it
 };
 
 inline bool waiter::begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
@@ -409,15 +410,15 @@ inline void waiter::end(state how) noexcept {
 }
 
 inline void promise_base::finished() noexcept {
-  loop& here = loop::current();
-  if (here.is_starting(*this)) return;
   if (link_ != nullptr) {
+    if (link_->is_inside) return;
     root_->leaf_ = link_->parent;
     root_->phase_ = root::phase::resuming;
   } else {
+    if (root_->is_inside_) return;
     root_->phase_ = root::phase::finished;
   }
-  here.run_next(*root_);
+  loop::current().run_next(*root_);
 }
 
 inline void promise_base::resumed_by_others() const noexcept {

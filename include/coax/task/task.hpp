@@ -3,15 +3,15 @@
 #include <coax/config.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/frames.hpp>
+#include <coax/task/returned.hpp>
 #include <coax/task/root.hpp>
 
 #include <coroutine>
+#include <cstddef>
 #include <exception>
-#include <optional>
 #include <source_location>
 #include <type_traits>
 #include <utility>
-#include <variant>
 
 namespace coax::inline COAX_ABI {
 
@@ -108,9 +108,14 @@ class final_awaiter {
   void await_resume() const noexcept {}
 };
 
-/// The parts of a promise that do not depend on the result.
+/// All of a promise but what `co_return` calls.
 template <class T>
 class promise_of : public promise_base, public framed {
+  static_assert(!std::is_reference_v<T>,
+                "a task gives a value: return a pointer or std::reference_wrapper");
+  static_assert(alignof(returned<T>) <= alignof(std::max_align_t),
+                "compilers do not align coroutine frames beyond that");
+
  public:
   using promise = typename task<T>::promise_type;
 
@@ -120,6 +125,12 @@ class promise_of : public promise_base, public framed {
     return {};
   }
   final_awaiter final_suspend() noexcept { return {}; }
+  void unhandled_exception() noexcept { ending_.fail(std::current_exception()); }
+
+  /// What the body threw, once the coroutine has ended.
+  std::exception_ptr exception() const noexcept { return ending_.exception(); }
+  /// What it gave, moved out; rethrows what it threw.
+  T take() { return ending_.take(); }
 
   using promise_base::finished;
   using promise_base::is_where_it_said;
@@ -146,6 +157,9 @@ class promise_of : public promise_base, public framed {
     else
       return make();
   }
+
+ protected:
+  returned<T> ending_;
 };
 
 }  // namespace detail
@@ -201,43 +215,16 @@ class [[nodiscard("a task does nothing until it is awaited or spawned")]] task {
 template <class T>
 class task<T>::promise_type : public detail::promise_of<T> {
  public:
-  static_assert(!std::is_reference_v<T>,
-                "a task gives a value: return a pointer or std::reference_wrapper");
-  static_assert(alignof(T) <= alignof(std::max_align_t),
-                "compilers do not align coroutine frames beyond that");
-
   template <class U = T>
   void return_value(U&& value) {
-    result_.template emplace<1>(std::forward<U>(value));
+    this->ending_.set(std::forward<U>(value));
   }
-  void unhandled_exception() noexcept { result_.template emplace<2>(std::current_exception()); }
-
-  std::exception_ptr exception() const noexcept {
-    return result_.index() == 2 ? std::get<2>(result_) : nullptr;
-  }
-  /// The value, moved out; rethrows what the body threw.
-  T take() {
-    if (result_.index() == 2) std::rethrow_exception(std::get<2>(result_));
-    return std::move(*std::get_if<1>(&result_));
-  }
-
- private:
-  std::variant<std::monostate, T, std::exception_ptr> result_;
 };
 
 template <>
 class task<void>::promise_type : public detail::promise_of<void> {
  public:
   void return_void() const noexcept {}
-  void unhandled_exception() noexcept { exception_ = std::current_exception(); }
-
-  std::exception_ptr exception() const noexcept { return exception_; }
-  void take() {
-    if (exception_) std::rethrow_exception(exception_);
-  }
-
- private:
-  std::exception_ptr exception_;
 };
 
 template <class T>
@@ -273,18 +260,17 @@ class [[nodiscard]] task_awaiter : private detail::task_link {
     promise_base& begun = callee();
     begun.root_ = &root;
     begun.link_ = this;
-    root.leaf_ = &begun;
 
     loop& here = loop::current();
-    if (!here.may_start_inline()) {
+    if (here.may_start_inline()) {
+      here.start_inline(child);
+      if (child.done()) return false;
+    } else {
+      root.leaf_ = &begun;
       root.resume_later();
-      return true;
     }
-    {
-      const loop::inline_start starting(here, begun);
-      child.resume();
-    }
-    return !child.done();
+    is_inside = false;
+    return true;
   }
 
   T await_resume() { return callee().take(); }

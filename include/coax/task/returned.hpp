@@ -1,0 +1,52 @@
+#pragma once
+
+#include <coax/config.hpp>
+
+#include <exception>
+#include <optional>
+#include <utility>
+
+namespace coax::inline COAX_ABI::detail {
+
+[[noreturn, gnu::noinline, gnu::cold]] inline void rethrow(const std::exception_ptr& thrown) {
+  std::rethrow_exception(thrown);
+}
+
+/// What a function has returned or thrown: a place for it, until it is taken.
+template <class T>
+class returned {
+ public:
+  template <class U>
+  void set(U&& value) {
+    value_.emplace(std::forward<U>(value));
+  }
+  void fail(std::exception_ptr thrown) noexcept { thrown_ = std::move(thrown); }
+
+  /// Null where it has returned, or not yet ended.
+  const std::exception_ptr& exception() const noexcept { return thrown_; }
+  /// The value, moved out; rethrows what was thrown.
+  T take() {
+    if (thrown_) rethrow(thrown_);
+    return std::move(*value_);
+  }
+
+ private:
+  std::optional<T> value_;
+  std::exception_ptr thrown_;
+};
+
+template <>
+class returned<void> {
+ public:
+  void fail(std::exception_ptr thrown) noexcept { thrown_ = std::move(thrown); }
+
+  const std::exception_ptr& exception() const noexcept { return thrown_; }
+  void take() const {
+    if (thrown_) rethrow(thrown_);
+  }
+
+ private:
+  std::exception_ptr thrown_;
+};
+
+}  // namespace coax::inline COAX_ABI::detail
