@@ -4,6 +4,7 @@
 //   micro [seconds]     for each figure; by default 0.1
 
 #include "allocations.hpp"
+#include "minimal_task.hpp"
 
 #include "../task/manual_loop.hpp"
 
@@ -69,6 +70,22 @@ coax::task<> create_run_destroy(figure& f) {
     for (std::size_t i = 0; i < times; ++i) co_await nothing();
     f.add(begun, times);
   }
+}
+
+minimal_task least() { co_return; }
+
+/// The least a task can be, not even awaited.
+coax::task<> create_run_destroy_least(figure& f) {
+  constexpr std::size_t times = 10'000;
+  while (f.goes_on()) {
+    const auto begun = stopwatch::now();
+    for (std::size_t i = 0; i < times; ++i) {
+      const minimal_task t = least();
+      t.run();
+    }
+    f.add(begun, times);
+  }
+  co_return;
 }
 
 /// Children that end at once, and the scope that waits for all of them.
@@ -230,6 +247,7 @@ coax::task<> mutex_lock(figure& f) {
 
 constexpr std::pair<const char*, bench> benches[] = {
     {"create_run_destroy", create_run_destroy},
+    {"create_run_destroy_least", create_run_destroy_least},
     {"spawn_join", spawn_join},
     {"yield", yield},
     {"hand_off", hand_off},
