@@ -1,5 +1,6 @@
 #include <coax/task/dump.hpp>
 
+#include <coax/sync/event.hpp>
 #include <coax/task/race.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/shield.hpp>
@@ -55,6 +56,16 @@ bool has(std::string_view line, std::initializer_list<std::string_view> parts) {
 
 task<> naps(coax::timeout how_long) { co_await coax::sleep_for(how_long); }
 task<> naps_deeper(coax::timeout how_long) { co_await naps(how_long); }
+
+task<> looks_inside(const coax::loop& l, coax::event& happened, std::string& seen) {
+  co_await happened.wait();
+  seen = dump_of(l);
+}
+task<> looks_in_and_after(const coax::loop& l, coax::event& happened, std::string& inside,
+                          std::string& after) {
+  co_await looks_inside(l, happened, inside);
+  after = dump_of(l);
+}
 
 }  // namespace
 
@@ -154,6 +165,22 @@ task<> nested(int depth) {
   }
 }
 }  // namespace
+
+TEST_CASE("a dump from a task shows no child that has ended without waiting", "[dump]") {
+  test_loop loop;
+  coax::event happened;
+  happened.set();
+  std::string inside;
+  std::string after;
+  watched<> w(*loop, looks_in_and_after(*loop, happened, inside, after));
+  w.run_to_end();
+  const auto lines = lines_of(inside);
+  REQUIRE(lines.size() == 2);
+  CHECK(has(lines[0], {"looks_inside", "(dump_test.cpp:", "runs"}));
+  CHECK(has(lines[1], {"  in ", "looks_in_and_after"}));
+  REQUIRE(lines_of(after).size() == 1);
+  CHECK(has(after, {"looks_in_and_after", "(dump_test.cpp:", "runs"}));
+}
 
 TEST_CASE("a dump of a deep chain and of deep nesting is bounded and needs no stack", "[dump]") {
   on_small_stack([] {

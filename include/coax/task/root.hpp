@@ -411,8 +411,8 @@ inline void waiter::end(state how) noexcept {
 
 inline void promise_base::finished() noexcept {
   if (link_ != nullptr) {
-    if (link_->is_inside) return;
     root_->leaf_ = link_->parent;
+    if (link_->is_inside) return;
     root_->phase_ = root::phase::resuming;
   } else {
     if (root_->is_inside_) return;
