@@ -39,9 +39,7 @@ class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
   boxed(boxed&& other) noexcept : held_(std::exchange(other.held_, nullptr)) {}
   boxed& operator=(boxed&&) = delete;
   ~boxed() {
-    if (held_ == nullptr || !has_block()) return;
-    held_->~limited();
-    frames::deallocate(held_, sizeof(limited));
+    if (held_ != nullptr) free_block();
   }
 
   /// Stops the wait when it has lasted for so long; before it is awaited.
@@ -77,6 +75,11 @@ class [[nodiscard("a wait does nothing until it is awaited")]] boxed {
     return reinterpret_cast<limited*>(&nowhere);
   }
   bool has_block() const noexcept { return !gives_errors || held_ != no_memory(); }
+  [[gnu::noinline]] void free_block() noexcept {
+    if (!has_block()) return;
+    held_->~limited();
+    frames::deallocate(held_, sizeof(limited));
+  }
   void must_be_here() const noexcept {
     if (held_ == nullptr) fatal("something was awaited after it had been moved from");
   }
