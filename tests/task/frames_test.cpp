@@ -92,20 +92,37 @@ TEST_CASE("what a burst leaves behind is bounded", "[frames]") {
 
 TEST_CASE("a size that was needed once does not keep others from being recycled", "[frames]") {
   if (!recycles) return;
-  std::vector<block> blocks(4'000);
-  for (block& b : blocks) b = make(1'024);
-  free_all(blocks);
+  std::vector<block> blocks;
+  blocks.reserve(4'000);
   // More than malloc keeps of a size without counting it as free.
-  const auto make_some = [&blocks] {
-    for (int i = 0; i < 64; ++i) blocks.push_back(make(200));
+  const auto make_and_free = [&blocks](std::size_t size, int count) {
+    for (int i = 0; i < count; ++i) blocks.push_back(make(size));
+    free_all(blocks);
   };
-  blocks.reserve(64);
-  make_some();
-  free_all(blocks);
+  make_and_free(200, 1);
+  make_and_free(1'024, 4'000);
+  make_and_free(200, 1'000);
   const std::size_t before = ::mallinfo2().uordblks;
-  make_some();
+  for (int i = 0; i < 1'000; ++i) blocks.push_back(make(200));
   CHECK(::mallinfo2().uordblks == before);
   free_all(blocks);
+}
+
+TEST_CASE("frames of all sizes are recycled beside each other", "[frames]") {
+  if (!recycles) return;
+  std::thread([] {
+    std::vector<void*> first;
+    for (int round = 0; round < 2; ++round) {
+      for (std::size_t size = 8; size <= 2'040; size += 16) {
+        const block b = make(size);
+        frames::deallocate(b.memory, b.size);
+        if (round == 0)
+          first.push_back(b.memory);
+        else
+          CHECK(b.memory == first[size / 16]);
+      }
+    }
+  }).join();
 }
 
 TEST_CASE("a frame may be freed on another thread than the one that made it", "[frames]") {

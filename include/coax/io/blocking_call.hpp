@@ -77,10 +77,10 @@ template <class T>
 class blocking_result : public blocking_job {
  public:
   /// What it gave, moved out; rethrows what it threw.
-  T take() { return ending_.take(); }
+  T take() { return returned_.take(); }
 
  protected:
-  returned<T> ending_;
+  returned<T> returned_;
 };
 
 template <class F, class... A>
@@ -98,9 +98,9 @@ class blocking_call final : public blocking_result<std::invoke_result_t<F, A...>
       if constexpr (std::is_void_v<std::invoke_result_t<F, A...>>)
         std::apply(call, *work_);
       else
-        this->ending_.set(std::apply(call, *work_));
+        this->returned_.set(std::apply(call, *work_));
     });
-    if (failure) this->ending_.fail(std::move(failure));
+    if (failure) this->returned_.fail(std::move(failure));
     work_.reset();
   }
 

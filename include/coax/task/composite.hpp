@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/task/awaitable.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
@@ -59,7 +60,7 @@ class composite : public waiter {
 
   std::size_t live() const noexcept { return live_; }
   void rethrow_failure() const {
-    if (failure_) std::rethrow_exception(failure_);
+    if (failure_) rethrow(failure_);
   }
 
  private:

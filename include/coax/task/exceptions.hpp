@@ -42,6 +42,11 @@ template <class E>
   raise(std::logic_error(what));
 }
 
+/// Throws again what was caught. Out of line, for it is big where it is not.
+[[noreturn, gnu::noinline, gnu::cold]] inline void rethrow(const std::exception_ptr& thrown) {
+  std::rethrow_exception(thrown);
+}
+
 /// Calls `fn()`. Result: what it threw, or null.
 template <class F>
 std::exception_ptr caught(F&& fn) noexcept {

@@ -71,13 +71,15 @@ class frames {
   static constexpr std::size_t class_bytes = 16;
   static constexpr std::size_t class_slack = 8;
   // What all lists keep is at most so many shares.
-  static constexpr std::size_t share_bytes = std::size_t{16} * 1024;
-  static constexpr std::size_t shares_max = 64;
+  static constexpr std::size_t share_bytes = std::size_t{4} * 1024;
+  static constexpr std::size_t shares_max = 256;
 #if defined(COAX_FRAMES_FROM_HEAP)
   static constexpr std::size_t class_count = 0;
 #else
   static constexpr std::size_t class_count = 128;
 #endif
+  static_assert(class_count * class_bytes <= share_bytes && class_count <= shares_max,
+                "each class can have a share, and a share has room for a block of each");
 
   struct block {
     block* next;
@@ -98,7 +100,7 @@ class frames {
     std::ptrdiff_t large;  // live ones beyond all classes
     std::ptrdiff_t large_bytes;
     std::size_t shares;     // that no class has
-    std::size_t shrinking;  // the class that gives way to others
+    std::size_t shrinking;  // the class that gave one last
     enum class state : unsigned char { unused, recycling, gone } now;
   };
   struct returner {
@@ -156,15 +158,13 @@ class frames {
   /// Frees one that its list has no room for, or makes room for it.
   [[gnu::noinline, gnu::cold]] static void give_up(void* memory, std::size_t size) noexcept {
     const std::size_t index = class_of(size);
-    if (index < class_count && may_recycle()) {
-      get_share(index);
+    if (index < class_count && may_recycle() && get_share(index))
       return keep(memory, lists_.classes[index]);
-    }
     count(size, -1);
     ::operator delete(memory);
   }
 
-  /// False when the thread has ended.
+  /// True until the thread ends; the first call sees to it that its blocks are given back then.
   static bool may_recycle() noexcept {
     if (lists_.now == lists::state::unused) {
       static thread_local returner at_thread_end;
@@ -175,19 +175,28 @@ class frames {
     return lists_.now == lists::state::recycling;
   }
 
-  /// One more share for a class. When there is none left, another gives one, and what it keeps there
-  /// back to the heap, so that a size that was needed once does not keep others from being recycled.
-  static void get_share(std::size_t index) noexcept {
+  /// One more share for a class. When there is none left, the others give one in turn, and what they
+  /// keep there back to the heap, so that a size that was needed once does not keep others from being
+  /// recycled. False when this class has them all.
+  static bool get_share(std::size_t index) noexcept {
     lists& own = lists_;
-    if (own.shares > 0) {
+    if (own.shares > 0)
       --own.shares;
-    } else {
-      while (own.classes[own.shrinking].kept_max == 0)
-        if (++own.shrinking == class_count) own.shrinking = 0;
-      size_class& giver = own.classes[own.shrinking];
-      shrink(giver, giver.kept_max - blocks_a_share(own.shrinking));
-    }
+    else if (!others_give_one(index))
+      return false;
     own.classes[index].kept_max += blocks_a_share(index);
+    return true;
+  }
+  static bool others_give_one(std::size_t index) noexcept {
+    lists& own = lists_;
+    for (std::size_t tried = 0; tried < class_count; ++tried) {
+      if (++own.shrinking >= class_count) own.shrinking = 0;
+      size_class& giver = own.classes[own.shrinking];
+      if (own.shrinking == index || giver.kept_max == 0) continue;
+      shrink(giver, giver.kept_max - blocks_a_share(own.shrinking));
+      return true;
+    }
+    return false;
   }
   static void shrink(size_class& list, std::uint32_t kept_max) noexcept {
     list.kept_max = kept_max;

@@ -196,8 +196,9 @@ class loop {
   const counters& counted() const noexcept { return counted_; }
   counters& counted() noexcept { return counted_; }
 
-  /// Children are started inside their parent's await only to a bounded depth of the stack.
+  /// Tasks are started inside of the awaits that begin them only to a bounded depth of the stack.
   bool may_start_inline() const noexcept { return depth_ < inline_depth_max; }
+  /// Runs `coroutine` up to its first wait.
   void start_inline(std::coroutine_handle<> coroutine) noexcept {
     ++depth_;
     coroutine.resume();

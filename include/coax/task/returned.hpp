@@ -1,16 +1,13 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/task/exceptions.hpp>
 
 #include <exception>
 #include <optional>
 #include <utility>
 
 namespace coax::inline COAX_ABI::detail {
-
-[[noreturn, gnu::noinline, gnu::cold]] inline void rethrow(const std::exception_ptr& thrown) {
-  std::rethrow_exception(thrown);
-}
 
 /// What a function has returned or thrown: a place for it, until it is taken.
 template <class T>

@@ -46,8 +46,7 @@ class foreign_awaiter;
 /// The end of an await of a task: it lives in the parent's frame and owns the child's.
 struct task_link {
   std::coroutine_handle<> child;
-  promise_base* parent;   // once it is awaited
-  bool is_inside = true;  // the child has been started, inside of the await, and not waited yet
+  promise_base* parent;  // once it is awaited
 };
 
 }  // namespace detail
@@ -66,7 +65,7 @@ class promise_base {
 
   coax::root* root() const noexcept { return root_; }
 
-  /// The task that awaits this one; null for the first of a root.
+  /// The task that awaits this one; null for the first of a root. It must have a root.
   const promise_base* awaited_by() const noexcept {
     return link_ == nullptr ? nullptr : link_->parent;
   }
@@ -297,9 +296,7 @@ class root : public ready_node {
     phase_ = phase::waiting;
     root* const starter = here.running_root();
     here.set_running_root(this);
-    is_inside_ = true;
-    here.start_inline(first_);
-    is_inside_ = false;
+    start_inside(here, first_);
     here.set_running_root(starter);
     if (!first_.done()) return false;
     leave();
@@ -342,6 +339,14 @@ class root : public ready_node {
 #endif
   }
 
+  /// Starts a task of this chain inside of the await that begins it. Should it, or one that it starts
+  /// in the same way, end in there, then that await sees it, and nobody is to be resumed for it.
+  void start_inside(loop& here, std::coroutine_handle<> task) noexcept {
+    ++inside_;
+    here.start_inline(task);
+    --inside_;
+  }
+
   std::coroutine_handle<> leaf_handle() const noexcept {
     return leaf_->link_ != nullptr ? leaf_->link_->child : first_;
   }
@@ -364,10 +369,10 @@ class root : public ready_node {
   // In the order in which they fill the gaps: each connection is served by a root.
   std::uint32_t loop_ = 0;  // the number of that where it runs, once it was started
   std::uint16_t shields_ = 0;
-  phase phase_ = phase::unstarted;
+  std::uint8_t inside_ = 0;  // see start_inside
+  phase phase_ : 3 = phase::unstarted;
   bool cancelled_ : 1 = false;
   bool listed_ : 1 = false;
-  bool is_inside_ : 1 = false;  // of the wait that starts it
 };
 
 inline bool waiter::begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
@@ -410,14 +415,13 @@ inline void waiter::end(state how) noexcept {
 }
 
 inline void promise_base::finished() noexcept {
+  root::phase next = root::phase::finished;
   if (link_ != nullptr) {
     root_->leaf_ = link_->parent;
-    if (link_->is_inside) return;
-    root_->phase_ = root::phase::resuming;
-  } else {
-    if (root_->is_inside_) return;
-    root_->phase_ = root::phase::finished;
+    next = root::phase::resuming;
   }
+  if (root_->inside_ > 0) return;
+  root_->phase_ = next;
   loop::current().run_next(*root_);
 }
 

@@ -125,12 +125,12 @@ class promise_of : public promise_base, public framed {
     return {};
   }
   final_awaiter final_suspend() noexcept { return {}; }
-  void unhandled_exception() noexcept { ending_.fail(std::current_exception()); }
+  void unhandled_exception() noexcept { returned_.fail(std::current_exception()); }
 
   /// What the body threw, once the coroutine has ended.
-  std::exception_ptr exception() const noexcept { return ending_.exception(); }
+  std::exception_ptr exception() const noexcept { return returned_.exception(); }
   /// What it gave, moved out; rethrows what it threw.
-  T take() { return ending_.take(); }
+  T take() { return returned_.take(); }
 
   using promise_base::finished;
   using promise_base::is_where_it_said;
@@ -159,7 +159,7 @@ class promise_of : public promise_base, public framed {
   }
 
  protected:
-  returned<T> ending_;
+  returned<T> returned_;
 };
 
 }  // namespace detail
@@ -217,7 +217,7 @@ class task<T>::promise_type : public detail::promise_of<T> {
  public:
   template <class U = T>
   void return_value(U&& value) {
-    this->ending_.set(std::forward<U>(value));
+    this->returned_.set(std::forward<U>(value));
   }
 };
 
@@ -263,13 +263,11 @@ class [[nodiscard]] task_awaiter : private detail::task_link {
 
     loop& here = loop::current();
     if (here.may_start_inline()) {
-      here.start_inline(child);
-      if (child.done()) return false;
-    } else {
-      root.leaf_ = &begun;
-      root.resume_later();
+      root.start_inside(here, child);
+      return !child.done();
     }
-    is_inside = false;
+    root.leaf_ = &begun;
+    root.resume_later();
     return true;
   }
 
