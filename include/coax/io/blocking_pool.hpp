@@ -44,7 +44,7 @@ class blocking_job : public ready_node {
   enum class place : std::uint8_t { with_owner, in_line, accepted, done };
 
   void run() noexcept override { tell(); }
-  /// Wakes who waits.
+  /// Wakes who waits. Apart for the reason that operation::start_here is.
   void tell() noexcept;
 
   blocking_wait* waiting_ = nullptr;  // null: given up

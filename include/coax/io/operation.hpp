@@ -132,7 +132,8 @@ class operation : public waiter {
 
   bool start() noexcept final { return start_here(); }
   void stop() noexcept final { stop_here(); }
-  // By the loop of this thread.
+  // By the loop of this thread, and apart: a virtual function without a body would tie this class to
+  // each file that includes it.
   bool start_here() noexcept;
   void stop_here() noexcept;
 

@@ -42,7 +42,7 @@ template <class E>
   raise(std::logic_error(what));
 }
 
-/// Throws again what was caught. Out of line, for it is big where it is not.
+/// Throws again what was caught. Out of line: it takes room, and is hardly ever run.
 [[noreturn, gnu::noinline, gnu::cold]] inline void rethrow(const std::exception_ptr& thrown) {
   std::rethrow_exception(thrown);
 }
