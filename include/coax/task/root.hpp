@@ -44,9 +44,29 @@ template <class Awaiter>
 class foreign_awaiter;
 
 /// The end of an await of a task: it lives in the parent's frame and owns the child's.
-struct task_link {
+///
+/// The child is started inside of that await. Should it also end in there, the await sees it, and nobody
+/// is to be resumed for it: hence the mark, which lies in the parent's address and costs no memory.
+class task_link {
+ public:
+  promise_base* parent() const noexcept {
+    return reinterpret_cast<promise_base*>(parent_ & ~starting);
+  }
+  bool is_starting() const noexcept { return (parent_ & starting) != 0; }
+
   std::coroutine_handle<> child;
-  promise_base* parent;  // once it is awaited
+
+ protected:
+  void awaited_by(promise_base& parent) noexcept {
+    parent_ = reinterpret_cast<std::uintptr_t>(&parent);
+  }
+  void starts() noexcept { parent_ |= starting; }
+  void started() noexcept { parent_ &= ~starting; }
+
+ private:
+  static constexpr std::uintptr_t starting = 1;
+
+  std::uintptr_t parent_;  // once it is awaited
 };
 
 }  // namespace detail
@@ -67,7 +87,7 @@ class promise_base {
 
   /// The task that awaits this one; null for the first of a root. It must have a root.
   const promise_base* awaited_by() const noexcept {
-    return link_ == nullptr ? nullptr : link_->parent;
+    return link_ == nullptr ? nullptr : link_->parent();
   }
 
  protected:
@@ -296,7 +316,9 @@ class root : public ready_node {
     phase_ = phase::waiting;
     root* const starter = here.running_root();
     here.set_running_root(this);
-    start_inside(here, first_);
+    starting_ = true;
+    here.start_inline(first_);
+    starting_ = false;
     here.set_running_root(starter);
     if (!first_.done()) return false;
     leave();
@@ -339,14 +361,6 @@ class root : public ready_node {
 #endif
   }
 
-  /// Starts a task of this chain inside of the await that begins it. Should it, or one that it starts
-  /// in the same way, end in there, then that await sees it, and nobody is to be resumed for it.
-  void start_inside(loop& here, std::coroutine_handle<> task) noexcept {
-    ++inside_;
-    here.start_inline(task);
-    --inside_;
-  }
-
   std::coroutine_handle<> leaf_handle() const noexcept {
     return leaf_->link_ != nullptr ? leaf_->link_->child : first_;
   }
@@ -369,10 +383,10 @@ class root : public ready_node {
   // In the order in which they fill the gaps: each connection is served by a root.
   std::uint32_t loop_ = 0;  // the number of that where it runs, once it was started
   std::uint16_t shields_ = 0;
-  std::uint8_t inside_ = 0;  // see start_inside
   phase phase_ : 3 = phase::unstarted;
   bool cancelled_ : 1 = false;
   bool listed_ : 1 = false;
+  bool starting_ : 1 = false;  // its first task is started: see start_now
 };
 
 inline bool waiter::begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
@@ -415,13 +429,14 @@ inline void waiter::end(state how) noexcept {
 }
 
 inline void promise_base::finished() noexcept {
-  root::phase next = root::phase::finished;
   if (link_ != nullptr) {
-    root_->leaf_ = link_->parent;
-    next = root::phase::resuming;
+    root_->leaf_ = link_->parent();
+    if (link_->is_starting()) return;
+    root_->phase_ = root::phase::resuming;
+  } else {
+    if (root_->starting_) return;
+    root_->phase_ = root::phase::finished;
   }
-  if (root_->inside_ > 0) return;
-  root_->phase_ = next;
   loop::current().run_next(*root_);
 }
 
@@ -459,7 +474,7 @@ inline void root::unwind() noexcept {
     detail::task_link* link = at->link_;
     const std::coroutine_handle<> frame = leaf_handle();
     if (link != nullptr) {
-      leaf_ = at = link->parent;
+      leaf_ = at = link->parent();
       link->child = nullptr;  // the parent's awaiter must not destroy it a second time
     } else {
       at = nullptr;

@@ -255,19 +255,22 @@ class [[nodiscard]] task_awaiter : private detail::task_link {
   bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
     static_assert(task_promise<P>,
                   "a coax::task is awaited by a coax::task; elsewhere, spawn it in a scope");
-    parent = &coroutine.promise();
-    coax::root& root = *parent->root();
+    awaited_by(coroutine.promise());
+    coax::root& root = *coroutine.promise().root();
     promise_base& begun = callee();
     begun.root_ = &root;
     begun.link_ = this;
 
     loop& here = loop::current();
     if (here.may_start_inline()) {
-      root.start_inside(here, child);
-      return !child.done();
+      starts();
+      here.start_inline(child);
+      if (child.done()) return false;
+      started();
+    } else {
+      root.leaf_ = &begun;
+      root.resume_later();
     }
-    root.leaf_ = &begun;
-    root.resume_later();
     return true;
   }
 
