@@ -249,6 +249,12 @@ class root : public ready_node {
   void shield() noexcept { ++shields_; }
   void unshield() noexcept { --shields_; }
 
+  /// The chain, which has suspended itself, goes on at the next turn, or unwinds then.
+  void yield() noexcept {
+    check_loop();
+    stopping() ? unwind_later() : resume_later();
+  }
+
   // --- for a dump ---
 
   enum class phase : std::uint8_t { unstarted, waiting, resuming, unwinding, finished };
@@ -332,6 +338,7 @@ class root : public ready_node {
   friend class task_awaiter;
 
   inline void run() noexcept final;
+  void resume() noexcept;
   void unwind() noexcept;
 
   void join(root_list& list) noexcept {
@@ -383,7 +390,7 @@ class root : public ready_node {
   // In the order in which they fill the gaps: each connection is served by a root.
   std::uint32_t loop_ = 0;  // the number of that where it runs, once it was started
   std::uint16_t shields_ = 0;
-  phase phase_ : 3 = phase::unstarted;
+  phase phase_ = phase::unstarted;
   bool cancelled_ : 1 = false;
   bool listed_ : 1 = false;
   bool starting_ : 1 = false;  // its first task is started: see start_now
@@ -448,22 +455,20 @@ inline void promise_base::resumed_by_others() const noexcept {
 inline void promise_base::now_innermost() noexcept { root_->leaf_ = this; }
 
 inline void root::run() noexcept {
-  switch (phase_) {
-    case phase::unstarted:
-      if (stopping()) return unwind();
-      [[fallthrough]];
-    case phase::resuming:
-      phase_ = phase::waiting;
-      loop::current().set_running_root(this);
-      return leaf_handle().resume();
-    case phase::unwinding:
-      return unwind();
-    case phase::finished:
-      leave();
-      return ended(outcome::finished);
-    case phase::waiting:
-      detail::fatal("a chain of tasks was in the ready queue while it waited");
-  }
+  // The most frequent first.
+  if (phase_ == phase::resuming) return resume();
+  if (phase_ == phase::unstarted) return stopping() ? unwind() : resume();
+  if (phase_ == phase::unwinding) return unwind();
+  if (phase_ == phase::waiting)
+    detail::fatal("a chain of tasks was in the ready queue while it waited");
+  leave();
+  ended(outcome::finished);
+}
+
+inline void root::resume() noexcept {
+  phase_ = phase::waiting;
+  loop::current().set_running_root(this);
+  leaf_handle().resume();
 }
 
 /// Destroys the chain from the leaf outward, one frame after the other: nested destructors would

@@ -2,9 +2,13 @@
 
 #include <coax/config.hpp>
 #include <coax/task/clock.hpp>
+#include <coax/task/frames.hpp>
 #include <coax/task/loop.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/timers.hpp>
+
+#include <coroutine>
+#include <memory>
 
 namespace coax::inline COAX_ABI {
 
@@ -45,18 +49,33 @@ inline sleep_awaiter sleep_until(clock::time_point deadline) noexcept {
 /// Waits for `d`, counted from this call.
 inline sleep_awaiter sleep_for(timeout d) noexcept { return sleep_awaiter(d.after(now())); }
 
-/// The await of `yield`.
-class [[nodiscard]] yield_awaiter final : public waiter {
+/// The await of `yield`. A task's chain goes to the end of the queue itself: there is nothing to wait
+/// for, and nothing that could be stopped.
+class [[nodiscard]] yield_awaiter {
  public:
+  using resumed_by_loop = void;
+
+  bool await_ready() const noexcept { return false; }
+  template <class P>
+  void await_suspend(std::coroutine_handle<P> coroutine) {
+    if constexpr (task_promise<P>)
+      coroutine.promise().root()->yield();
+    else
+      (foreign_ = std::make_unique<wait>())->await_suspend(coroutine);
+  }
   void await_resume() const noexcept {}
-  waiting_for describe() const noexcept override { return {"its turn"}; }
 
  private:
-  bool start() noexcept override {
-    complete();
-    return false;
-  }
-  void stop() noexcept override {}
+  class wait final : public waiter, public detail::framed {
+    waiting_for describe() const noexcept override { return {"its turn"}; }
+    bool start() noexcept override {
+      complete();
+      return false;
+    }
+    void stop() noexcept override {}
+  };
+
+  std::unique_ptr<wait> foreign_;  // of a coroutine of another library
 };
 
 /// Lets everything else that is ready run first.
