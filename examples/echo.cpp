@@ -37,7 +37,7 @@ constexpr auto patience = 60s;  // with a silent client, or one that does not re
 
 coax::task<> readwrite_routine(idle_workers& g_readwrite) {
   while (auto conn = co_await g_readwrite.park()) {
-    while (auto lease = co_await coax::within(patience, conn->receive())) {
+    while (const auto lease = co_await coax::within(patience, conn->receive())) {
       auto sent = co_await coax::within(patience, conn->write(lease->bytes()));
       if (!sent) break;
     }

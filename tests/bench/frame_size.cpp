@@ -38,7 +38,7 @@ using idle_workers = coax::worker_stack<coax::stream>;
 template <class Stream>
 [[gnu::noinline]] coax::task<> receiving_worker(coax::worker_stack<Stream>& g_readwrite) {
   while (auto conn = co_await g_readwrite.park()) {
-    while (auto lease = co_await coax::within(patience, conn->receive())) {
+    while (const auto lease = co_await coax::within(patience, conn->receive())) {
       auto sent = co_await coax::within(patience, conn->write(lease->bytes()));
       if (!sent) break;
     }

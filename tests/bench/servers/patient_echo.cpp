@@ -19,7 +19,7 @@ using idle_workers = coax::worker_stack<coax::stream>;
 
 coax::task<> work(idle_workers& idle) {
   while (auto conn = co_await idle.park()) {
-    while (auto lease = co_await coax::within(1h, conn->receive())) {
+    while (const auto lease = co_await coax::within(1h, conn->receive())) {
       auto sent = co_await coax::within(60s, conn->write(lease->bytes()));
       if (!sent) break;
     }
