@@ -5,6 +5,7 @@
 #include <coax/sim/engine.hpp>
 #include <coax/sim/file.hpp>
 #include <coax/sim/network.hpp>
+#include <coax/sim/tcp_buffers.hpp>
 
 #include <poll.h>
 #include <sys/socket.h>
@@ -14,7 +15,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
@@ -54,8 +54,8 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
 
   tcp_socket(tcp_host& host, int family) : host_(host), family_(family) {
     const options& how = host.world().how;
-    send_max_ = how.send_buffer;
-    receive_max_ = how.receive_buffer;
+    sending_.size_max(how.send_buffer);
+    receiving_.size_max(how.receive_buffer);
     local = remote = address::any(family == AF_INET);
   }
 
@@ -68,8 +68,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
   int receive(void* into, std::size_t size, bool peek) {
     if (phase_ == phase::listening) return -ENOTCONN;
     if (unread() > 0) {
-      const std::size_t there = std::min(size, unread());
-      if (there > 0) std::memcpy(into, in_.data() + in_read_, there);
+      const std::size_t there = receiving_.peek(into, size);
       if (!peek) consume(there);
       return static_cast<int>(there);
     }
@@ -84,10 +83,8 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     if (phase_ == phase::connecting || phase_ == phase::accepting) return -EAGAIN;
     if (error_ != 0) return -std::exchange(error_, 0);
     if (phase_ != phase::open || shut_write_) return -EPIPE;
-    const std::size_t taken = std::min(room(), size);
-    wants_room_ = taken < size;
+    const std::size_t taken = sending_.take(from, size);
     if (taken == 0) return size == 0 ? 0 : -EAGAIN;
-    out_.append(static_cast<const char*>(from), taken);
     pump();
     return static_cast<int>(taken);
   }
@@ -144,8 +141,8 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     return 0;
   }
 
-  std::size_t unread() const noexcept { return in_.size() - in_read_; }
-  std::size_t room() const noexcept { return send_max_ - std::min(send_max_, out_.size()); }
+  std::size_t unread() const noexcept { return receiving_.unread(); }
+  std::size_t room() const noexcept { return sending_.room(); }
   int take_error() noexcept { return std::exchange(error_, 0); }
 
   void closed() override {
@@ -153,7 +150,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     orphan_ = true;
     if (phase_ == phase::connecting) return end(0);
     if (phase_ != phase::open) return;
-    if (in_read_ < in_.size() || resets_on_close) return reset();
+    if (unread() > 0 || resets_on_close) return reset();
     shut_read_ = shut_write_ = true;
     pump();
     wait_for_peer_to_end();
@@ -179,8 +176,8 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     if (phase_ == phase::closed || (no_reading && no_writing)) now |= POLLHUP;
     if (no_reading) now |= POLLIN | POLLRDHUP;
     if (phase_ != phase::connecting && phase_ != phase::accepting) {
-      if (in_read_ < in_.size()) now |= POLLIN;
-      if (no_writing || has_room()) now |= POLLOUT;
+      if (unread() > 0) now |= POLLIN;
+      if (no_writing || sending_.has_room()) now |= POLLOUT;
     }
     if (error_ != 0) now |= POLLERR;
     return now;
@@ -204,7 +201,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     made->local = syn.to;
     made->remote = syn.from;
     made->remote_host_ = syn.from_host;
-    made->limit_ = syn.limit;
+    made->sending_.allow(syn.limit);
     made->listener_ = this;
     ++waiting_for_ack_;
     pending_.push_back(made);
@@ -219,7 +216,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     if (phase_ == phase::connecting) {
       if (p.what != packet::kind::syn_ack) return;
       phase_ = phase::open;
-      limit_ = p.limit;
+      sending_.allow(p.limit);
       transmit(packet::kind::ack);
       changed(POLLOUT);
       return;
@@ -246,7 +243,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
   void probe(int host) {
     if (remote_host_ != host) return;
     if (phase_ == phase::connecting) return transmit(packet::kind::syn);
-    const bool waits = !out_.empty() || (fin_sent_ && !fin_acknowledged_);
+    const bool waits = !sending_.all_acknowledged() || (fin_sent_ && !fin_acknowledged_);
     if (phase_ == phase::accepting || (phase_ == phase::open && waits)) transmit(packet::kind::ack);
   }
 
@@ -259,23 +256,15 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
   bool resets_on_close = false;                    // SO_LINGER with no time
   std::map<std::pair<int, int>, int> options_set;  // those without an effect, as (level, option)
 
-  void send_max(std::size_t bytes) noexcept { send_max_ = std::max<std::size_t>(bytes, 1); }
-  void receive_max(std::size_t bytes) noexcept { receive_max_ = std::max<std::size_t>(bytes, 1); }
-  std::size_t send_max() const noexcept { return send_max_; }
-  std::size_t receive_max() const noexcept { return receive_max_; }
+  void send_max(std::size_t bytes) noexcept { sending_.size_max(bytes); }
+  void receive_max(std::size_t bytes) noexcept { receiving_.size_max(bytes); }
+  std::size_t send_max() const noexcept { return sending_.size_max(); }
+  std::size_t receive_max() const noexcept { return receiving_.size_max(); }
   std::uint64_t flow() const noexcept { return flow_; }
 
  private:
-  static constexpr std::size_t segment_max = 16 * 1024;
-
   std::size_t backlog_size() const noexcept {
     return static_cast<std::size_t>(std::clamp(backlog_, 0, host_.world().how.backlog_max));
-  }
-  bool has_room() const noexcept { return room() >= std::max<std::size_t>(send_max_ / 3, 1); }
-  std::uint64_t written() const noexcept { return acknowledged_ + out_.size(); }
-  std::uint64_t receive_limit() const noexcept {
-    const std::size_t unread = in_.size() - in_read_;
-    return received_ + (receive_max_ - std::min(receive_max_, unread));
   }
 
   void transmit(packet::kind what, std::string bytes = {}) {
@@ -286,8 +275,8 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     p.from_host = host_.index();
     p.to_host = remote_host_;
     p.flow = flow_;
-    p.received = received_;
-    p.limit = offered_ = std::max(offered_, receive_limit());
+    p.received = receiving_.received();
+    p.limit = receiving_.offer();
     p.fin_received = fin_received_;
     p.bytes = std::move(bytes);
     host_.send(std::move(p));
@@ -295,29 +284,21 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
 
   /// Sends what the peer has room for, and the FIN behind the last byte.
   void pump() {
-    while (sent_ < written() && sent_ < limit_) {
-      const auto from = static_cast<std::size_t>(sent_ - acknowledged_);
-      const auto size = static_cast<std::size_t>(
-          std::min<std::uint64_t>({segment_max, limit_ - sent_, written() - sent_}));
-      sent_ += size;
-      transmit(packet::kind::data, out_.substr(from, size));
-    }
-    if (shut_write_ && !fin_sent_ && sent_ == written()) {
+    for (std::string bytes = sending_.next_segment(); !bytes.empty();
+         bytes = sending_.next_segment())
+      transmit(packet::kind::data, std::move(bytes));
+    if (shut_write_ && !fin_sent_ && sending_.all_sent()) {
       fin_sent_ = true;
       transmit(packet::kind::fin);
     }
   }
 
   void acknowledged(const packet& p) {
-    if (p.received > acknowledged_) {
-      out_.erase(0, static_cast<std::size_t>(p.received - acknowledged_));
-      acknowledged_ = p.received;
-      if (wants_room_ && has_room() && phase_ == phase::open) {
-        wants_room_ = false;
-        changed(POLLOUT);
-      }
+    if (sending_.acknowledge(p.received) && phase_ == phase::open) {
+      sending_.told_of_room();
+      changed(POLLOUT);
     }
-    limit_ = std::max(limit_, p.limit);
+    sending_.allow(p.limit);
     if (p.fin_received && !std::exchange(fin_acknowledged_, fin_sent_)) wait_for_peer_to_end();
     pump();
   }
@@ -339,8 +320,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
       transmit(packet::kind::reset);
       return end(ECONNRESET);
     }
-    received_ += p.bytes.size();
-    in_ += p.bytes;
+    receiving_.take(p.bytes);
     transmit(packet::kind::ack);
     changed(POLLIN);
   }
@@ -358,15 +338,8 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
   }
 
   void consume(std::size_t size) {
-    in_read_ += size;
-    if (in_read_ == in_.size() || in_read_ > receive_max_) {
-      in_.erase(0, in_read_);
-      in_read_ = 0;
-    }
-    if (phase_ != phase::open || fin_received_) return;
-    // A window that has opened enough is worth telling.
-    const std::uint64_t gained = receive_limit() - std::min(offered_, receive_limit());
-    if (gained > 0 && (offered_ <= received_ || gained >= receive_max_ / 4))
+    receiving_.consume(size);
+    if (phase_ == phase::open && !fin_received_ && receiving_.worth_offering())
       transmit(packet::kind::ack);
   }
 
@@ -404,7 +377,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     phase_ = phase::closed;
     done_ = true;
     error_ = error;
-    if (error != 0) out_.clear();
+    if (error != 0) sending_.drop();
     changed(POLLIN | POLLOUT | POLLRDHUP | POLLHUP | (error != 0 ? POLLERR : 0));
     host_.ended(*this);
   }
@@ -419,21 +392,12 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
   bool orphan_ = false;       // no descriptor any more
   int error_ = 0;
 
-  std::size_t send_max_ = 0;
-  std::string out_;  // from the first byte that is not acknowledged
-  std::uint64_t acknowledged_ = 0;
-  std::uint64_t sent_ = 0;
-  std::uint64_t limit_ = 0;  // what the peer lets us send, in all
+  tcp_sending sending_;
   bool shut_write_ = false;
   bool fin_sent_ = false;
   bool fin_acknowledged_ = false;
-  bool wants_room_ = false;  // a send did not take everything
 
-  std::size_t receive_max_ = 0;
-  std::string in_;
-  std::size_t in_read_ = 0;
-  std::uint64_t received_ = 0;
-  std::uint64_t offered_ = 0;  // what we have told the peer it may send, in all
+  tcp_receiving receiving_;
   bool shut_read_ = false;
   bool fin_received_ = false;
 
