@@ -61,6 +61,14 @@ TEST_CASE("a foreign coroutine sleeps and yields", "[foreign]") {
   CHECK(loop.elapsed() == 3s);
 }
 
+TEST_CASE("destroying a foreign coroutine that has yielded aborts with a message", "[foreign]") {
+  const ending child = ending_of([] {
+    manual_loop loop;
+    loop.inside([] { const foreign gone = []() -> foreign { co_await coax::yield(); }(); });
+  });
+  CHECK(child.aborted_saying("was destroyed while it waited"));
+}
+
 TEST_CASE("a foreign coroutine races, and awaits tasks within a timeout", "[foreign]") {
   test_loop loop;
   const auto body = []() -> foreign {

@@ -33,6 +33,16 @@ namespace {
 task<int> at_once(int value) { co_return value; }
 task<result<int>> gives_error() { co_return std::errc::connection_reset; }
 
+/// Yields within `limit`, so many awaits deep.
+task<bool> yields_within(coax::timeout limit, int depth) {
+  if (depth > 0) {
+    const bool in_time = co_await yields_within(limit, depth - 1);
+    co_return in_time;
+  }
+  const auto yielded = co_await coax::within(limit, coax::yield());
+  co_return static_cast<bool>(yielded);
+}
+
 }  // namespace
 
 TEST_CASE("within gives the result of what ends in time", "[within]") {
@@ -134,6 +144,21 @@ TEST_CASE("however short a timeout is, the wait is tried", "[within]") {
     CHECK(s.begun == 2);
     CHECK(loop.elapsed() == 0s);
   }
+}
+
+TEST_CASE("a yield within a timeout takes one turn, however short that is, and however deep",
+          "[within]") {
+  test_loop loop;
+  loop.run([]() -> task<> {
+    for (int depth = 0; depth < 100; ++depth) {
+      CAPTURE(depth);
+      const auto before = coax::loop::current().counted().turns;
+      const bool in_time = co_await yields_within(0s, depth);
+      CHECK(in_time);
+      const auto turns = coax::loop::current().counted().turns - before;
+      if (depth < 32) CHECK(turns == 1);  // deeper, tasks take turns to be started
+    }
+  });
 }
 
 TEST_CASE("a timeout of centuries does not overflow into the past", "[within]") {

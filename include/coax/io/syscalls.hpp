@@ -158,7 +158,7 @@ class syscalls {
   }
   /// Submits what is queued and waits for a completion.
   virtual int ring_submit_and_wait(io_uring& ring) noexcept {
-    if (__kernel_timespec* const limit = detail::let_signals_in()) {
+    if (__kernel_timespec* const limit = detail::let_signals_in()) {  // under ThreadSanitizer only
       io_uring_cqe* first = nullptr;
       return counted(io_uring_submit_and_wait_timeout(&ring, &first, 1, limit, nullptr));
     }

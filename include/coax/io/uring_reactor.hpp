@@ -261,6 +261,7 @@ class uring_reactor final : public completion_reactor {
   }
 
   void queue_backlog() noexcept {
+    // There are none as a rule, and this runs twice a turn.
     if (!stops_.empty() || !cancellations_.empty()) queue_cancellations();
     for (std::size_t left = backlog_.size(); left > 0 && io_uring_sq_space_left(&ring_) > 0; --left)
       queue(static_cast<operation&>(*backlog_.pop()));

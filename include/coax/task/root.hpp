@@ -46,27 +46,28 @@ class foreign_awaiter;
 /// The end of an await of a task: it lives in the parent's frame and owns the child's.
 ///
 /// The child is started inside of that await. Should it also end in there, the await sees it, and nobody
-/// is to be resumed for it: hence the mark, which lies in the parent's address and costs no memory.
+/// is to be resumed for it: hence a mark, in the lowest bit of the parent's address, where it costs no
+/// memory.
 class task_link {
  public:
   promise_base* parent() const noexcept {
-    return reinterpret_cast<promise_base*>(parent_ & ~starting);
+    return reinterpret_cast<promise_base*>(parent_and_mark_ & ~inside);
   }
-  bool is_starting() const noexcept { return (parent_ & starting) != 0; }
+  bool child_is_inside() const noexcept { return (parent_and_mark_ & inside) != 0; }
 
   std::coroutine_handle<> child;
 
  protected:
   void awaited_by(promise_base& parent) noexcept {
-    parent_ = reinterpret_cast<std::uintptr_t>(&parent);
+    parent_and_mark_ = reinterpret_cast<std::uintptr_t>(&parent);
   }
-  void starts() noexcept { parent_ |= starting; }
-  void started() noexcept { parent_ &= ~starting; }
+  void child_enters() noexcept { parent_and_mark_ |= inside; }
+  void child_has_left() noexcept { parent_and_mark_ &= ~inside; }
 
  private:
-  static constexpr std::uintptr_t starting = 1;
+  static constexpr std::uintptr_t inside = 1;
 
-  std::uintptr_t parent_;  // once it is awaited
+  std::uintptr_t parent_and_mark_;  // once it is awaited
 };
 
 }  // namespace detail
@@ -126,6 +127,8 @@ class promise_base {
   };
   detail::task_link* link_;  // once it has a root; null: the first of it
 };
+
+static_assert(alignof(promise_base) > 1, "task_link marks its address");
 
 /// What a coroutine waits for, in words a person reads in a dump: {"a mutex"}, {"recv", 7}.
 struct waiting_for {
@@ -252,7 +255,8 @@ class root : public ready_node {
   /// The chain, which has suspended itself, goes on at the next turn, or unwinds then.
   void yield() noexcept {
     check_loop();
-    stopping() ? unwind_later() : resume_later();
+    if (stopping()) return unwind_later();
+    resume_later();
   }
 
   // --- for a dump ---
@@ -322,9 +326,9 @@ class root : public ready_node {
     phase_ = phase::waiting;
     root* const starter = here.running_root();
     here.set_running_root(this);
-    starting_ = true;
+    inside_ = true;
     here.start_inline(first_);
-    starting_ = false;
+    inside_ = false;
     here.set_running_root(starter);
     if (!first_.done()) return false;
     leave();
@@ -393,7 +397,7 @@ class root : public ready_node {
   phase phase_ = phase::unstarted;
   bool cancelled_ : 1 = false;
   bool listed_ : 1 = false;
-  bool starting_ : 1 = false;  // its first task is started: see start_now
+  bool inside_ : 1 = false;  // of start_now, the first task; compare task_link
 };
 
 inline bool waiter::begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
@@ -438,10 +442,10 @@ inline void waiter::end(state how) noexcept {
 inline void promise_base::finished() noexcept {
   if (link_ != nullptr) {
     root_->leaf_ = link_->parent();
-    if (link_->is_starting()) return;
+    if (link_->child_is_inside()) return;
     root_->phase_ = root::phase::resuming;
   } else {
-    if (root_->starting_) return;
+    if (root_->inside_) return;
     root_->phase_ = root::phase::finished;
   }
   loop::current().run_next(*root_);
@@ -457,12 +461,14 @@ inline void promise_base::now_innermost() noexcept { root_->leaf_ = this; }
 inline void root::run() noexcept {
   // The most frequent first.
   if (phase_ == phase::resuming) return resume();
-  if (phase_ == phase::unstarted) return stopping() ? unwind() : resume();
-  if (phase_ == phase::unwinding) return unwind();
+  if (phase_ == phase::unstarted && !stopping()) return resume();
+  if (phase_ == phase::finished) {
+    leave();
+    return ended(outcome::finished);
+  }
   if (phase_ == phase::waiting)
     detail::fatal("a chain of tasks was in the ready queue while it waited");
-  leave();
-  ended(outcome::finished);
+  unwind();
 }
 
 inline void root::resume() noexcept {

@@ -2,13 +2,11 @@
 
 #include <coax/config.hpp>
 #include <coax/task/clock.hpp>
-#include <coax/task/frames.hpp>
 #include <coax/task/loop.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/timers.hpp>
 
 #include <coroutine>
-#include <memory>
 
 namespace coax::inline COAX_ABI {
 
@@ -49,36 +47,47 @@ inline sleep_awaiter sleep_until(clock::time_point deadline) noexcept {
 /// Waits for `d`, counted from this call.
 inline sleep_awaiter sleep_for(timeout d) noexcept { return sleep_awaiter(d.after(now())); }
 
-/// The await of `yield`. A task's chain goes to the end of the queue itself: there is nothing to wait
-/// for, and nothing that could be stopped.
-class [[nodiscard]] yield_awaiter {
+namespace detail {
+
+/// The await of `yield` by a task, whose chain goes to the end of the queue itself. Once it is there,
+/// nothing is waited for that could be stopped.
+class yield_by_task {
  public:
   using resumed_by_loop = void;
 
   bool await_ready() const noexcept { return false; }
   template <class P>
-  void await_suspend(std::coroutine_handle<P> coroutine) {
-    if constexpr (task_promise<P>)
-      coroutine.promise().root()->yield();
-    else
-      (foreign_ = std::make_unique<wait>())->await_suspend(coroutine);
+  bool await_suspend(std::coroutine_handle<P> coroutine) const noexcept {
+    coroutine.promise().root()->yield();
+    return true;
   }
   void await_resume() const noexcept {}
+};
+
+}  // namespace detail
+
+/// The await of `yield` by a coroutine of another library, or within a timeout.
+class [[nodiscard]] yield_awaiter final : public waiter {
+ public:
+  void await_resume() const noexcept {}
+  waiting_for describe() const noexcept override { return {"its turn"}; }
 
  private:
-  class wait final : public waiter, public detail::framed {
-    waiting_for describe() const noexcept override { return {"its turn"}; }
-    bool start() noexcept override {
-      complete();
-      return false;
-    }
-    void stop() noexcept override {}
-  };
+  bool start() noexcept override {
+    complete();
+    return false;
+  }
+  void stop() noexcept override {}
+};
 
-  std::unique_ptr<wait> foreign_;  // of a coroutine of another library
+/// What `yield` gives.
+class [[nodiscard]] yield_awaitable {
+ public:
+  using by_task = detail::yield_by_task;
+  yield_awaiter operator co_await() const noexcept { return {}; }
 };
 
 /// Lets everything else that is ready run first.
-inline yield_awaiter yield() noexcept { return {}; }
+inline yield_awaitable yield() noexcept { return {}; }
 
 }  // namespace coax::inline COAX_ABI

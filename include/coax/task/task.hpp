@@ -32,6 +32,10 @@ template <class A>
 concept resumed_by_loop = std::is_base_of_v<waiter, A> || is_task_awaiter_v<A> ||
                           requires { typename A::resumed_by_loop; };
 
+/// Whether tasks await it otherwise than other coroutines do.
+template <class A>
+concept has_await_by_task = requires { typename std::remove_cvref_t<A>::by_task; };
+
 template <class A>
 concept has_member_co_await = requires(A&& a) { std::forward<A>(a).operator co_await(); };
 template <class A>
@@ -142,7 +146,9 @@ class promise_of : public promise_base, public framed {
     where_ = where;
     now_innermost();
     const auto make = [&]() -> decltype(auto) {
-      if constexpr (has_member_co_await<Awaitable>)
+      if constexpr (has_await_by_task<Awaitable>)
+        return typename std::remove_cvref_t<Awaitable>::by_task();
+      else if constexpr (has_member_co_await<Awaitable>)
         return std::forward<Awaitable>(awaitable).operator co_await();
       else if constexpr (has_free_co_await<Awaitable>)
         return operator co_await(std::forward<Awaitable>(awaitable));
@@ -263,10 +269,10 @@ class [[nodiscard]] task_awaiter : private detail::task_link {
 
     loop& here = loop::current();
     if (here.may_start_inline()) {
-      starts();
+      child_enters();
       here.start_inline(child);
       if (child.done()) return false;
-      started();
+      child_has_left();
     } else {
       root.leaf_ = &begun;
       root.resume_later();

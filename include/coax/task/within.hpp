@@ -24,6 +24,11 @@ namespace detail {
 template <class A>
 concept single_wait = std::derived_from<A, waiter> && !std::derived_from<A, composite>;
 
+/// Its await is one.
+template <class A>
+concept makes_single_wait =
+    has_member_co_await<A> && single_wait<decltype(awaiter_of(std::declval<A>()))>;
+
 template <class A>
 inline constexpr bool is_boxed = false;
 template <class Wait>
@@ -115,6 +120,8 @@ template <class A>
     return within_wait<A>(limit, std::forward<A>(awaitable));
   else if constexpr (detail::single_wait<A>)
     return within_wait<detail::limited_wait<A>>(limit, std::forward<A>(awaitable));
+  else if constexpr (detail::makes_single_wait<A>)
+    return within(limit, detail::awaiter_of(std::forward<A>(awaitable)));
   else
     return within_task<await_result_t<A>>(limit,
                                           detail::as_regular_task(std::forward<A>(awaitable)));
