@@ -180,6 +180,60 @@ TEST_CASE("what arrives between EAGAIN and the wait is not missed") {
 
 namespace {
 
+/// At urgent data recv(2) answers EAGAIN while a signal is pending, whatever has come behind that.
+class signalled_at_urgent_data final : public coax::syscalls {
+ public:
+  int recv(int fd, void* into, std::size_t size, int flags) noexcept override {
+    if (signals > 0 && ::sockatmark(fd) == 1) return --signals, -EAGAIN;
+    return syscalls::recv(fd, into, size, flags);
+  }
+  int signals = 0;
+};
+
+}  // namespace
+
+TEST_CASE("what came behind urgent data is read, though a signal was pending at the first try") {
+  signalled_at_urgent_data calls;
+  on_each_backend_with(calls, [&]() -> coax::task<> {
+    for (const bool more : {true, false}) {
+      CAPTURE(more);
+      fd_pair p = tcp_pair();
+      const taken_over socket(std::move(p.ours), true);
+      std::string got;
+      std::error_code why;
+      auto body = [&](coax::scope& s) -> coax::task<> {
+        s.spawn([&]() -> coax::task<> {
+          std::array<std::byte, 100> some;
+          while (true) {
+            auto n = co_await receive(socket.get(), some);
+            why = n ? std::error_code() : n.error();
+            if (!n) break;
+            got += text_of(std::span(some).first(*n));
+          }
+        });
+        co_await turns();
+        REQUIRE(::send(p.theirs.get(), "!", 1, MSG_OOB) == 1);
+        co_await turns();
+        calls.signals = 1;
+        if (more) {
+          put(p.theirs, "behind it");
+          co_await turns(20);
+          CHECK(got == "behind it");
+        }
+        p.theirs.reset();
+        co_await turns(20);
+        s.cancel();
+      };
+      co_await coax::with_scope(body);
+      CHECK(got == (more ? "behind it" : ""));
+      CHECK(why == coax::errc::end_of_stream);
+      calls.signals = 0;
+    }
+  });
+}
+
+namespace {
+
 /// Receives and sends one byte at a time.
 class byte_by_byte final : public coax::syscalls {
  public:

@@ -145,6 +145,7 @@ class io_loop : public loop {
       spend_inline_completions(more_than_a_completion(op, answer));
       if (answer == -EINTR) continue;
       if (answer == -EAGAIN) {
+        if (there_is_more(op)) continue;
         // What was seen once of a hang-up stays true, but it does not make a call ready that says
         // it is not.
         d.ready &= ~wanted;
@@ -261,6 +262,15 @@ class io_loop : public loop {
   // One operation tries so often in a row at most, so that a transfer of gigabytes lets others in
   // between.
   static constexpr int tries_max = 16;
+
+  /// Whether there is something to read though `op` was told EAGAIN. At urgent data recv(2) says so while
+  /// a signal is pending, whatever came behind that; and no edge would tell of it again.
+  bool there_is_more(const operation& op) noexcept {
+    if (!is_reader(op) || op.watched_as() != watching::stream) return false;
+    if ((op.at_->ready & POLLPRI) == 0) return false;
+    pollfd now{op.fd(), POLLIN, 0};
+    return calls_.poll(&now, 1) > 0;
+  }
 
   /// For how many completions of waits a call counts, besides that of its operation, and about as many
   /// again for each 8 KB that it has moved. So a peer that always has more to send, and takes all that
