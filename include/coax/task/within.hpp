@@ -105,9 +105,10 @@ class within_task final : public detail::composite, private detail::time_limit {
 
 /// Awaits `awaitable` for at most `limit`.
 ///
-/// It is always tried, however short the limit is. The limit counts from the end of the reactor's turn
-/// at the latest. When time runs out the awaitable is cancelled, and `within` returns once that has
-/// ended; if it completed after all, its result is given.
+/// It is always tried, however short the limit is: a task runs to its first wait, and on if what that is
+/// for is there. The limit counts from the end of the reactor's turn at the latest. When time runs out
+/// the awaitable is cancelled, and `within` returns once that has ended; if it completed after all, its
+/// result is given.
 ///
 /// Result    `result<T>` for an awaitable that gives `T`; the same `result<T>` where it gives one
 ///           already.
