@@ -17,17 +17,24 @@ inline allocations& allocations_of_this_program() {
   return all;
 }
 
-inline void* counted_memory(std::size_t size) {
+/// Null when there is none.
+inline void* counted_memory(std::size_t size) noexcept {
   allocations& all = allocations_of_this_program();
   ++all.count;
   all.last_bytes = size;
-  if (void* memory = std::malloc(size)) return memory;
+  return std::malloc(size);
+}
+inline void* counted_memory_or_throw(std::size_t size) {
+  if (void* memory = counted_memory(size)) return memory;
   throw std::bad_alloc();
 }
 
 // NOLINTBEGIN: these replace the library's, so that they cannot be inline
-void* operator new(std::size_t size) { return counted_memory(size); }
-void* operator new[](std::size_t size) { return counted_memory(size); }
+void* operator new(std::size_t size) { return counted_memory_or_throw(size); }
+void* operator new[](std::size_t size) { return counted_memory_or_throw(size); }
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return counted_memory(size);
+}
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete[](void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
