@@ -69,13 +69,7 @@ class signal_hub {
  private:
   friend class signal_mailbox;
 
-  static task<> watch(signal_hub& hub, [[maybe_unused]] std::unique_ptr<signal_mailbox> own) {
-    while (true) {
-      auto readable = co_await operations::poll(wake_fd_, POLLIN);
-      if (!readable) fatal("a reactor cannot wait for signals");
-      hub.deliver();
-    }
-  }
+  static task<> watch(signal_hub& hub, std::unique_ptr<signal_mailbox> own);
 
   static void caught(int number) noexcept {
     const int error = errno;
@@ -247,6 +241,15 @@ inline bool signal_mailbox::put(int number) noexcept {
   }
   if (!told_any) kept_ |= wanted_ & signal_bit(number);
   return told_any;
+}
+
+inline task<> signal_hub::watch(signal_hub& hub,
+                                [[maybe_unused]] std::unique_ptr<signal_mailbox> own) {
+  while (true) {
+    auto readable = co_await operations::poll(wake_fd_, POLLIN);
+    if (!readable) fatal("a reactor cannot wait for signals");
+    hub.deliver();
+  }
 }
 
 inline signal_mailbox* signal_hub::mailbox_of(const reactor& r) const noexcept {
