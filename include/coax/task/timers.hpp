@@ -163,7 +163,8 @@ class timers {
 
   std::size_t level_of(std::uint64_t when) const noexcept {
     const std::uint64_t differing = when ^ now_;
-    return differing == 0 ? 0 : (std::bit_width(differing) - 1U) / digit_bits;
+    return differing == 0 ? 0
+                          : (static_cast<std::size_t>(std::bit_width(differing)) - 1) / digit_bits;
   }
   static std::size_t index_in(std::size_t level, std::uint64_t when) noexcept {
     return (when >> (digit_bits * level)) % slot_count;
