@@ -99,6 +99,27 @@ TEST_CASE("branches inherit, tasks that are awaited share", "[task_local]") {
   });
 }
 
+TEST_CASE("the clean-up of finally inherits, whichever way its body ends", "[task_local]") {
+  test_loop loop;
+  loop.run([]() -> task<> {
+    number.set(5);
+    for (const coax::timeout of_the_body : {0s, 1s, 3s}) {
+      int seen = 0;
+      const auto body = [&]() -> task<> {
+        if (of_the_body.value() != 0s) co_await coax::sleep_for(of_the_body);
+        number.set(6);  // the body's own
+      };
+      const auto cleanup = [&]() -> task<> {
+        co_await coax::yield();
+        seen = number_here();
+      };
+      auto ended = co_await coax::within(2s, coax::finally(body, cleanup));
+      CHECK(bool(ended) == (of_the_body.value() != 3s));
+      CHECK(seen == 5);
+    }
+  });
+}
+
 TEST_CASE("a task_local is there while destructors run", "[task_local]") {
   test_loop loop;
   int seen = 0;

@@ -103,6 +103,35 @@ TEST_CASE("cancelling what awaits when_all unwinds the branches, then the awaiti
   CHECK(log.back() == 'o');
 }
 
+TEST_CASE("when one of all throws before it waits, those behind it never begin", "[when_all]") {
+  test_loop loop;
+  std::string log;
+  loop.run([&]() -> task<> {
+    const auto throws = []() -> task<> {
+      throw std::runtime_error("at once");
+      co_return;
+    };
+    int caught = 0;
+    try {
+      co_await coax::when_all(sleeps(log, 'a', 1h), throws(), sleeps(log, 'b', 1h));
+    } catch (const std::runtime_error&) {
+      ++caught;
+    }
+    std::vector<task<>> tasks;
+    tasks.push_back(sleeps(log, 'c', 1h));
+    tasks.push_back(throws());
+    tasks.push_back(sleeps(log, 'd', 1h));
+    try {
+      co_await coax::when_all(std::move(tasks));
+    } catch (const std::runtime_error&) {
+      ++caught;
+    }
+    CHECK(caught == 2);
+  });
+  CHECK(log == "ac");
+  CHECK(loop.elapsed() == 0s);
+}
+
 TEST_CASE("when_all that runs out of time has no task left", "[when_all]") {
   test_loop loop;
   std::string log;

@@ -59,6 +59,8 @@ class composite : public waiter {
   virtual void one_ended() noexcept {}
 
   std::size_t live() const noexcept { return live_; }
+  /// A branch has thrown.
+  bool failed() const noexcept { return failure_ != nullptr; }
   void rethrow_failure() const {
     if (failure_) rethrow(failure_);
   }

@@ -12,7 +12,7 @@ namespace coax::inline COAX_ABI {
 
 /// The await of `race`.
 template <class... T>
-class race_awaiter final : public detail::composite {
+class [[nodiscard]] race_awaiter final : public detail::composite {
  public:
   template <class... A>
   explicit race_awaiter(std::in_place_t, A&&... awaitables)
@@ -41,7 +41,7 @@ class race_awaiter final : public detail::composite {
 
 /// The await of `race` of a vector.
 template <class T>
-class race_of_awaiter final : public detail::composite {
+class [[nodiscard]] race_of_awaiter final : public detail::composite {
  public:
   template <class A>
   explicit race_of_awaiter(std::vector<A> awaitables)

@@ -303,7 +303,9 @@ class root : public ready_node {
     leaf_->root_ = this;
     leaf_->link_ = nullptr;
     join(list);
-    if (const root* const by = loop::current().running_root()) locals_ = by->locals_;
+    const root* by = loop::current().running_root();
+    if (by == nullptr && list.of() != nullptr) by = list.of()->root();  // begun between two tasks
+    if (by != nullptr) locals_ = by->locals_;
   }
   template <class P>
   void adopt(std::coroutine_handle<P> first) noexcept {

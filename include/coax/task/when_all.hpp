@@ -28,7 +28,7 @@ class [[nodiscard]] when_all_awaiter final : public detail::composite {
 
  private:
   void begin() noexcept override {
-    std::apply([this](auto&... b) { (b.begin(*this), ...); }, branches_);
+    std::apply([this](auto&... b) { ((failed() ? void() : b.begin(*this)), ...); }, branches_);
   }
 
   std::tuple<detail::branch<T>...> branches_;
@@ -56,7 +56,8 @@ class [[nodiscard]] when_all_of_awaiter final : public detail::composite {
 
  private:
   void begin() noexcept override {
-    for (auto& b : branches_) b.begin(*this);
+    for (auto& b : branches_)
+      if (!failed()) b.begin(*this);
   }
 
   std::vector<detail::branch<detail::regular_t<T>>> branches_;
@@ -67,7 +68,7 @@ class [[nodiscard]] when_all_of_awaiter final : public detail::composite {
 /// Result    a tuple with the result of each; a std::monostate for one that gives nothing.
 /// Errors    the first exception of a branch, which cancels the others, after all have ended. A
 ///           `result` that holds an error is a result like any other.
-/// Order     branches start from left to right.
+/// Order     branches start from left to right; once one has thrown, those not begun never begin.
 template <class... A>
 when_all_awaiter<detail::regular_t<await_result_t<A>>...> when_all(A&&... awaitables) {
   static_assert(sizeof...(A) > 0, "when_all needs at least one branch");
