@@ -36,7 +36,7 @@ struct options {
   /// How long to look for something to do before the thread is put to sleep. It burns that much of a
   /// core for an answer that comes sooner than a sleeper wakes: some 50 us between hosts that are
   /// near. Where the peer needs the same core, it is a loss.
-  clock::duration spin{0};
+  timeout spin = clock::duration(0);
 };
 
 namespace detail {

@@ -24,8 +24,9 @@ namespace coax::inline COAX_ABI {
 ///           where `fn` gives one, else as a std::system_error. std::bad_alloc, from this call.
 /// Lifetime  `fn` and `args` are copied or moved, and destroyed over there when the work is done.
 ///           They should own what they use: the task that waits may be cancelled, and gone. On
-///           g++ 12 a closure written into the call must be trivially destructible, for that
-///           compiler destroys others twice: pass as `args` what it would own.
+///           g++ 12 a closure or an aggregate written into the call must be trivially
+///           destructible, for that compiler destroys others twice: pass as `args` what the closure
+///           would own, and give the aggregate a constructor.
 /// Thread    the reactor's. `fn` runs on a thread without a reactor, on which signals are blocked;
 ///           in a simulation, on the reactor's.
 template <class F, class... A>
@@ -35,6 +36,7 @@ auto blocking(F&& fn, A&&... args) {
                 "blocking gives a value: give a pointer or std::reference_wrapper");
   static_assert(!is_task_v<given>, "blocking calls a plain function: a task is awaited as it is");
   detail::require_safe_closure<F>();
+  (detail::require_safe_argument<A>(), ...);
   return detail::call_in_pool(std::forward<F>(fn), std::forward<A>(args)...);
 }
 

@@ -36,7 +36,7 @@ struct prefork_options {
   /// 0: one for each processor this process may use.
   int processes = 0;
   /// From the first SIGTERM or SIGINT until those that have not ended are killed.
-  clock::duration drain = std::chrono::seconds(15);
+  timeout drain = std::chrono::seconds(15);
   /// What each process runs on.
   options reactor{};
 };
@@ -94,7 +94,7 @@ class supervised {
 /// The parent of `prefork`: starts, waits, starts again, and stops. It runs no reactor.
 class supervisor {
  public:
-  supervisor(int processes, clock::duration drain)
+  supervisor(int processes, timeout drain)
       : drain_(drain), children_(static_cast<std::size_t>(processes)) {
     sigemptyset(&handled_);
     for (const int number : {SIGCHLD, SIGTERM, SIGINT}) sigaddset(&handled_, number);
@@ -129,7 +129,7 @@ class supervisor {
       if (stop) {
         if (stops_ == 1) {
           stop_listening();
-          kill_at_ = timeout(drain_).after(now());
+          kill_at_ = drain_.after(now());
           pass_on(signal);
         } else {
           kill_all("a second signal came");
@@ -246,7 +246,7 @@ class supervisor {
 
   static void say(const std::string& line) { std::fprintf(stderr, "coax: %s\n", line.c_str()); }
 
-  clock::duration drain_;
+  timeout drain_;
   std::vector<supervised> children_;
   sigset_t handled_{};
   sigset_t mask_before_{};
@@ -327,7 +327,9 @@ int run_child(const options& o, int number, const sigset_t& held, const Make& ma
 /// Result    after a stop: 0 when all processes ended with status 0, else 1. For `main` to return.
 /// Errors    std::invalid_argument for a negative number of processes; as `run` when no reactor can
 ///           be made as `o.reactor` and COAX_BACKEND ask; std::logic_error inside a run.
-/// Lifetime  each process has the copies of `fn` and `args` that fork(2) makes.
+/// Lifetime  each process has the copies of `fn` and `args` that fork(2) makes. It ends by
+///           std::_Exit once `fn` has: what is in stdio's buffers is written, neither destructors of
+///           static objects nor exit handlers run.
 /// Thread    the main thread, while there is no other: the rest of the process is not in the
 ///           children.
 template <class F, class... A>
