@@ -2,7 +2,12 @@
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
+#include <coax/task/scope.hpp>
+#include <coax/task/within.hpp>
+
 #include <array>
+#include <chrono>
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <vector>
@@ -248,5 +253,30 @@ TEST_CASE("an accepted connection that nobody takes is closed") {
     }
     std::array<char, 1> some;
     CHECK(here().recv(client.get(), some.data(), some.size(), 0) == 0);
+  });
+}
+
+TEST_CASE("what came while a task kept its turn beats a limit that ran out in it") {
+  on_each_backend([]() -> coax::task<> {
+    constexpr std::size_t many = 100;  // more than are looked at in a row
+    std::vector<fd_pair> pairs;
+    for (std::size_t i = 0; i < many; ++i) pairs.push_back(unix_pair());
+    std::size_t got = 0;
+    const auto reads = [&](int fd) -> coax::task<> {
+      std::array<std::byte, 1> one;
+      auto n = co_await coax::within(std::chrono::microseconds(1), coax::read(fd, one));
+      if (n) ++got;
+      CHECK(n.error() != std::errc::timed_out);
+    };
+    auto body = [&](coax::scope& s) -> coax::task<> {
+      for (const fd_pair& each : pairs) s.spawn(reads, each.ours.get());
+      co_await coax::yield();
+      for (const fd_pair& each : pairs) put(each.theirs, "x");
+      const coax::clock::time_point begin = coax::now();
+      while (coax::now() - begin < std::chrono::milliseconds(1)) continue;
+      co_return;
+    };
+    co_await coax::with_scope(body);
+    CHECK(got == many);
   });
 }

@@ -53,24 +53,29 @@ class reactor : public io_loop {
   virtual bool runs_blocking_inline() const noexcept { return false; }
 
   /// See options::spin.
-  void set_spin(clock::duration how_long) noexcept { spin_ = how_long; }
+  void set_spin(timeout how_long) noexcept { spin_ = how_long; }
 
   clock::time_point now() const noexcept override {
     return clock::time_point(std::chrono::steady_clock::now().time_since_epoch());
   }
 
   /// One turn: waits for the kernel if nothing is ready; runs what is ready, and again while
-  /// `make_calls` ends something; then fires the timers that are due. Completions come before timers,
-  /// so that what has completed beats its timeout.
+  /// `make_calls` ends something; then fires the timers that are due. Completions come before timers, also
+  /// those of a long turn, so that what has completed beats its timeout.
   void turn() noexcept {
     owner().check();
     const running_here guard(*this);
     poll(would_wait() ? next_deadline() : std::optional(clock::time_point::min()));
     turn_begins();
-    do run_ready();
-    while (make_calls());
+    bool ran = false;
+    do {
+      ran = ran || has_ready();
+      run_ready();
+    } while (make_calls());
     turn_ends();
-    run_timers();
+    run_timers([&] {
+      if (ran) look_again();
+    });
   }
 
   /// True when the next turn waits for the kernel or a timer: all that can run has run.
@@ -222,8 +227,9 @@ class reactor : public io_loop {
   /// to do, for as long as it was told to. True when there is.
   template <class There>
   bool spin(std::optional<clock::time_point> deadline, There&& there) noexcept {
-    if (spin_ <= clock::duration::zero() || deadline == clock::time_point::min()) return false;
-    clock::time_point until = timeout(spin_).after(now());
+    if (spin_.value() <= clock::duration::zero() || deadline == clock::time_point::min())
+      return false;
+    clock::time_point until = spin_.after(now());
     if (deadline) until = std::min(until, *deadline);
     while (!there())
       if (now() >= until) return false;
@@ -244,6 +250,15 @@ class reactor : public io_loop {
     }
   }
 
+  /// Takes in all that the kernel has completed by now. Runs none of it.
+  void look_again() noexcept {
+    std::size_t known = 0;
+    do {
+      known = ready_count();
+      poll(clock::time_point::min());
+    } while (ready_count() > known);
+  }
+
   void let_post(bool open) noexcept {
     const std::lock_guard lock(posted_mutex_);
     posts_closed_ = !open;
@@ -251,7 +266,7 @@ class reactor : public io_loop {
 
   unique_fd wake_fd_;
   clock::time_point alarm_ = clock::time_point::max();  // when the kernel's timer goes off
-  clock::duration spin_{0};
+  timeout spin_ = clock::duration(0);
   std::string fallback_reason_;
   detail::services services_;
   std::size_t elsewhere_ = 0;

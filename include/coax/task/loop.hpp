@@ -224,6 +224,7 @@ class loop {
   void spend_inline_completions(int count) noexcept { inline_left_ -= count; }
 
   bool has_ready() const noexcept { return !ready_.empty(); }
+  std::size_t ready_count() const noexcept { return ready_.size(); }
   void make_ready(ready_queue& nodes) noexcept { ready_.append(nodes); }
   /// Takes `node` out, whether it waits for this turn or the next.
   bool remove_ready(ready_node& node) noexcept {
@@ -258,11 +259,14 @@ class loop {
   /// What was put off is ready for the next turn.
   void turn_ends() noexcept { ready_.append(put_off_); }
 
-  /// Fires the timers that are due. The clock is read only when a timer is set.
-  void run_timers() noexcept {
+  /// Fires the timers that are due; calls `look` before, if any may be. The clock is read only when a timer
+  /// is set.
+  template <class Look>
+  void run_timers(Look&& look) noexcept {
     if (timers_.size() == 0) return;
     const clock::time_point time = now();
     timers_.count_from(time);
+    if (timers_.may_be_due(time)) look();
     timers_.expire(time);
   }
 

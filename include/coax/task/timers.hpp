@@ -106,6 +106,12 @@ class timers {
   bool is_set(const timer& t) const noexcept { return !t.alone(); }
   std::size_t size() const noexcept { return count_; }
 
+  /// False when `expire(now)` would fire none.
+  bool may_be_due(clock::time_point now) const noexcept {
+    const auto first = first_slot();
+    return first && first->start <= ticks(now);
+  }
+
   /// Fires all timers whose deadline is not after `now`.
   void expire(clock::time_point now) noexcept {
     const std::uint64_t until = std::max(ticks(now), now_);
