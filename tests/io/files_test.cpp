@@ -164,6 +164,23 @@ TEST_CASE("a large write to a socket in blocking mode lets its reader run on the
   });
 }
 
+TEST_CASE("a message to a socket in blocking mode is written whole") {
+  on_each_backend([]() -> coax::task<> {
+    for (const int type : {SOCK_DGRAM, SOCK_SEQPACKET}) {
+      int ends[2];
+      REQUIRE(::socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, ends) == 0);
+      const coax::unique_fd ours(ends[0]);
+      const coax::unique_fd theirs(ends[1]);
+      const std::string message(10'000, 'x');
+      auto sent = co_await coax::write(ours.get(), message);
+      REQUIRE(sent);
+      CHECK(*sent == message.size());
+      std::string got(2 * message.size(), '\0');
+      CHECK(::recv(theirs.get(), got.data(), got.size(), MSG_DONTWAIT) == 10'000);
+    }
+  });
+}
+
 TEST_CASE("writing to a pipe or a socket whose reader has gone is broken_pipe, and no signal") {
   on_each_backend([]() -> coax::task<> {
     coax::detail::ignore_sigpipe();  // as `run` does

@@ -37,7 +37,7 @@ namespace coax::inline COAX_ABI {
 /// Reads what there is, at most `into.size()` bytes, at the file offset.
 ///
 /// Result    bytes stored; 0 only for an empty span.
-/// Errors    coax::errc::end_of_stream at the end; else as read(2).
+/// Errors    coax::errc::end_of_stream at the end, and for an empty datagram; else as read(2).
 /// Lifetime  borrows `into` until completion.
 [[nodiscard]] inline operations::read read(int fd, std::span<std::byte> into) noexcept {
   return operations::read(fd, into);

@@ -98,9 +98,11 @@ class syscalls {
   virtual int read(int fd, void* into, std::size_t size) noexcept {
     return answer(::read(fd, into, size));
   }
-  /// Of a descriptor in blocking mode, to which poll(2) says one can write, takes at most what then
-  /// fits for sure.
+  /// Does not wait either where the descriptor is in blocking mode and poll(2) says that one can write: to
+  /// a pipe or a terminal it then writes at most what fits for sure.
   virtual int write(int fd, const void* from, std::size_t size) noexcept {
+    const auto sent = ::send(fd, from, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent >= 0 || errno != ENOTSOCK) return answer(sent);
     if (size > PIPE_BUF && could_block(fd)) size = PIPE_BUF;
     return answer(::write(fd, from, size));
   }

@@ -14,7 +14,8 @@ namespace coax::inline COAX_ABI::operations {
 /// Waits until one of `events` is true of a descriptor, or it has failed or hung up.
 ///
 /// Result    the events that are true: among those asked for, and POLLERR, POLLHUP.
-/// Errors    EBADF; else as poll(2).
+/// Errors    EBADF; EMFILE, on io_uring, where a descriptor is needed for it and none is left; else as
+///           poll(2).
 /// See       poll(2), io_uring_prep_poll_add(3).
 class poll final : public basic_operation<poll, short> {
  public:
@@ -47,6 +48,8 @@ class poll final : public basic_operation<poll, short> {
     }
     set_.reset();
     result_ = answer > 0 ? answer & (waits_for() | POLLERR | POLLHUP) : answer;
+    if (result_ == 0)
+      result_ = -EMFILE;  // woken for what nobody asked for, as nothing could stand in
     return true;
   }
 
