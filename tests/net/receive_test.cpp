@@ -241,6 +241,35 @@ TEST_CASE("a stream that outlives its run brings along what was received ahead")
       }
 }
 
+TEST_CASE("what was cut off in one run of a stream stays so in the next") {
+  for (const coax::backend first : backends_here())
+    for (const coax::backend second : backends_here()) {
+      INFO("on " << name_of(first) << ", then on " << name_of(second));
+      std::optional<with_peer> both;
+      const auto one = reactor_of(first);
+      coax::detail::run_on(*one, [&]() -> task<> {
+        both.emplace(transport::tcp);
+        send_now(both->far, "half of ");
+        std::array<std::byte, 100> much;
+        auto got = co_await coax::within(1ms, both->near.read_exactly(much));
+        CHECK(got.error() == std::errc::timed_out);
+        const std::vector<std::byte> more_than_fits(64 * 1024 * 1024);
+        auto sent = co_await coax::within(1ms, both->near.write(more_than_fits));
+        CHECK(sent.error() == std::errc::timed_out);
+      });
+      const auto other = reactor_of(second);
+      coax::detail::run_on(*other, [&]() -> task<> {
+        send_now(both->far, "a message");
+        std::array<std::byte, 100> some;
+        auto got = co_await coax::within(patience, both->near.read(some));
+        CHECK(got.error() == errc::transfer_cut);
+        auto sent = co_await coax::within(patience, both->near.write("x"));
+        CHECK(sent.error() == errc::transfer_cut);
+        both.reset();
+      });
+    }
+}
+
 TEST_CASE("what a stream has received ahead goes with it when it is closed after its run") {
   for (const coax::backend b : backends_here()) {
     const int before = open_descriptors();
@@ -386,6 +415,11 @@ TEST_CASE("a reset is seen by receive after the bytes that came before it") {
         co_await coax::with_scope(body);
         REQUIRE(bytes == (order == 1 ? "xy" : "x"));
         REQUIRE(why == std::errc::connection_reset);
+        auto again = co_await coax::within(patience, both.near.receive());
+        REQUIRE(again.error() == std::errc::connection_reset);
+        std::array<std::byte, 1> one;
+        auto read = co_await coax::within(patience, both.near.read(one));
+        REQUIRE(read.error() == std::errc::connection_reset);
       }
     });
 }

@@ -245,6 +245,9 @@ TEST_CASE("adopt leaves alone what is no stream socket") {
     CHECK(of_datagrams.error() == std::errc::invalid_argument);
     auto of_file = stream::adopt(file.get());
     CHECK(of_file.error() == std::errc::not_a_socket);
+    const coax::unique_fd listening = raw_listener();
+    auto of_listening = stream::adopt(listening.get());
+    CHECK(of_listening.error() == std::errc::invalid_argument);
     auto of_none = stream::adopt(-1);
     CHECK(of_none.error() == std::errc::bad_file_descriptor);
     auto of_closed = stream::adopt(1'000'000);

@@ -143,7 +143,7 @@ class completion_reactor : public reactor {
         d.multishot_refused = true;
         break;
       default:
-        d.received.end(answer == 0 ? end_of(d) : answer);
+        d.received.end(told_again(d, answer));
     }
   }
 

@@ -31,6 +31,7 @@ struct descriptor {
   bool tcp : 1 = false;
   bool registered : 1 = false;  // epoll: the kernel reports its events
   bool closing : 1 = false;     // closed while an operation was pending: the last one closes it
+  bool stays_open : 1 = false;  // not so: it only ends what is pending
   bool read_cut : 1 = false;    // a transfer was cut off in the middle: the direction has failed
   bool write_cut : 1 = false;
   bool multishot : 1 = false;          // completion: the kernel has a multishot receive of it

@@ -96,6 +96,19 @@ class io_loop : public loop {
     d->renew(true, tcp);
   }
 
+  /// Ends what is pending on the stream `fd` as `close` does, but leaves it open, for whoever alone has it
+  /// now. True once all of that has ended: then it can be used again, whatever was cut off on it.
+  bool vacate(int fd) noexcept {
+    descriptor* d = descriptors_.known(fd);
+    if (d == nullptr) return true;
+    if (!d->closing && (d->reader != nullptr || d->writer != nullptr)) {
+      d->stays_open = true;
+      end_what_waits(*d);
+    }
+    d->read_cut = d->write_cut = false;
+    return !d->closing;
+  }
+
   /// What closing does to the socket itself, which other processes may share.
   enum class closing { everywhere, here };
 
@@ -111,12 +124,9 @@ class io_loop : public loop {
       calls_.close(fd);
       return;
     }
-    d->closing = true;
+    d->stays_open = false;
     if (reach == closing::everywhere) calls_.shutdown(fd, SHUT_RDWR);
-    if (d->multishot) stop_multishot(*d);
-    operation* const writer = d->writer;  // cancelling the last one renews the entry
-    if (d->reader != nullptr) cancel(*d->reader);
-    if (writer != nullptr && d->writer == writer) cancel(*writer);
+    end_what_waits(*d);
   }
 
  protected:
@@ -187,9 +197,26 @@ class io_loop : public loop {
     return take_end(op, answer);
   }
 
-  /// The kernel says only once by which error a connection was lost, and then shows an end. Who
-  /// reads must not take that for the peer's, although it was a write that was told.
-  static int end_of(const descriptor& d) noexcept { return -d.lost; }
+  /// What the kernel said of a stream: 0 for its end, or -errno. Only once it says by which error a
+  /// connection was lost, and then shows an end. Who reads must not take that for the peer's, whoever was
+  /// told.
+  static int told_again(descriptor& d, int answer) noexcept {
+    switch (-answer) {
+      case 0:
+        return -d.lost;
+      case ECONNRESET:
+      case ECONNABORTED:
+      case ECONNREFUSED:
+      case ETIMEDOUT:
+      case EHOSTDOWN:
+      case EHOSTUNREACH:
+      case ENETUNREACH:
+        d.lost = static_cast<std::uint8_t>(-answer) & 0x7f;
+        return answer;
+      default:
+        return answer;
+    }
+  }
 
   /// `op` has taken its last answer.
   void ended(operation& op) noexcept {
@@ -240,9 +267,9 @@ class io_loop : public loop {
   }
 
   void keep_undelivered() noexcept {
-    if (!buffers_) return;
     descriptors_.for_each([](descriptor& d) {
-      if (!d.received.empty()) detail::undelivered::keep(d.fd, std::move(d.received));
+      if (!d.owned || (d.received.empty() && !d.read_cut && !d.write_cut && d.lost == 0)) return;
+      detail::undelivered::keep(d.fd, {std::move(d.received), d.read_cut, d.write_cut, d.lost});
     });
   }
 
@@ -312,28 +339,11 @@ class io_loop : public loop {
 
   /// Takes an answer that is not merely so many bytes.
   static bool take_end(operation& op, int answer) noexcept {
-    if (answer <= 0) answer = told_again(op, answer);
+    if (answer <= 0 && op.watched_as() == watching::stream) answer = told_again(*op.at_, answer);
     if (!op.at_->closing) return op.take(answer);
     // To read nothing may be the work of the shutdown.
     const bool is_result = answer > 0 || (answer == 0 && op.zero_is_a_result());
     return op.take(is_result ? answer : -ECANCELED) || op.take(-ECANCELED);
-  }
-
-  static int told_again(const operation& op, int answer) noexcept {
-    if (op.watched_as() != watching::stream) return answer;
-    descriptor& d = *op.at_;
-    switch (-answer) {
-      case 0:
-        return end_of(d);
-      case ECONNRESET:
-      case ETIMEDOUT:
-      case EHOSTUNREACH:
-      case ENETUNREACH:
-        d.lost = static_cast<std::uint8_t>(-answer) & 0x7f;
-        return answer;
-      default:
-        return answer;
-    }
   }
 
   void release(operation& op) noexcept {
@@ -350,11 +360,14 @@ class io_loop : public loop {
     // Also before it is closed: another process may keep the same socket open, and the kernel
     // would go on to report it.
     if (!d.owned) forget(d);
-    if (d.closing) {
-      const int fd = d.fd;
-      d.renew(false, false);
-      calls_.close(fd);
+    if (!d.closing) return;
+    if (d.stays_open) {
+      d.closing = d.stays_open = false;
+      return;
     }
+    const int fd = d.fd;
+    d.renew(false, false);
+    calls_.close(fd);
   }
 
   static void take_over(descriptor& d) noexcept {
@@ -365,17 +378,29 @@ class io_loop : public loop {
       d.owned = true;
       d.ready = descriptor::unknown;
     }
-    d.received = detail::undelivered::take(d.fd);
+    detail::kept_of_stream kept = detail::undelivered::take(d.fd);
+    d.received = std::move(kept.received);
+    d.read_cut = kept.read_cut;
+    d.write_cut = kept.write_cut;
+    d.lost = kept.lost & 0x7f;
   }
 
   /// Somebody closed a borrowed descriptor under a pending wait, and its number came back as a new
   /// stream.
   void forsake_waiters(descriptor& d) noexcept {
-    operation* const writer = d.writer;
+    cancel_all(d);
+    d.reader = d.writer = nullptr;
+  }
+
+  void end_what_waits(descriptor& d) noexcept {
+    d.closing = true;
+    cancel_all(d);
+  }
+  void cancel_all(descriptor& d) noexcept {
+    if (d.multishot) stop_multishot(d);
+    operation* const writer = d.writer;  // cancelling the last one may renew the entry
     if (d.reader != nullptr) cancel(*d.reader);
     if (writer != nullptr && d.writer == writer) cancel(*writer);
-    if (d.multishot) stop_multishot(d);
-    d.reader = d.writer = nullptr;
   }
 
   struct abandoned {

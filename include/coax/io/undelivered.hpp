@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -13,16 +14,23 @@
 
 namespace coax::inline COAX_ABI::detail {
 
-/// What was received ahead for streams that outlive their run: nobody else has these bytes any
-/// more, and the next run that reads such a stream gets them.
+/// What the next run has to know of a stream that outlives its run: what was received ahead, which nobody
+/// else has any more, and what has failed.
+struct kept_of_stream {
+  inbox received{};
+  bool read_cut = false;
+  bool write_cut = false;
+  std::uint8_t lost = 0;
+};
+
+/// Of all such streams, until the next run that uses one takes over what is kept of it.
 ///
 /// Thread    any.
 class undelivered {
  public:
-  static void keep(int fd, inbox&& received) noexcept {
-    auto* made = new (std::nothrow) entry{fd, std::move(received), nullptr};
-    if (made == nullptr)
-      fatal("no memory to keep what a stream that outlives its run has received");
+  static void keep(int fd, kept_of_stream kept) noexcept {
+    auto* made = new (std::nothrow) entry{fd, std::move(kept), nullptr};
+    if (made == nullptr) fatal("no memory to keep the state of a stream that outlives its run");
     const std::lock_guard lock(mutex_);
     made->next = std::exchange(first_, made);
     ++count_;
@@ -30,7 +38,7 @@ class undelivered {
 
   /// Gives what is kept for `fd`, once. What was kept for a number that stands for another
   /// connection now is to be taken too, and dropped.
-  static inbox take(int fd) noexcept {
+  static kept_of_stream take(int fd) noexcept {
     if (count_.load(std::memory_order_acquire) == 0) return {};
     const std::lock_guard lock(mutex_);
     for (entry** at = &first_; *at != nullptr; at = &(*at)->next) {
@@ -38,7 +46,7 @@ class undelivered {
       const std::unique_ptr<entry> found(*at);
       *at = found->next;
       --count_;
-      return std::move(found->received);
+      return std::move(found->kept);
     }
     return {};
   }
@@ -46,7 +54,7 @@ class undelivered {
  private:
   struct entry {
     int fd;
-    inbox received;
+    kept_of_stream kept;
     entry* next;
   };
 

@@ -99,8 +99,9 @@ class listener {
   ///           accept(2).
   task<result<stream>> accept() { return accept_on(fd_.get(), tcp_); }
 
-  /// Stops listening; a task that waits in `accept` gets std::errc::operation_canceled. Connections
-  /// that nobody accepted are refused once the last process has closed it.
+  /// Stops listening; a task that waits in `accept` gets std::errc::operation_canceled, and the
+  /// address can be bound anew once it has. Connections that nobody accepted are refused once the
+  /// last process has closed it.
   void close() noexcept {
     const int fd = fd_.release();
     if (fd < 0) return;

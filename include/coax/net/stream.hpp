@@ -30,7 +30,8 @@ namespace coax::inline COAX_ABI {
 /// A connection: a stream of bytes each way, over TCP or a Unix socket.
 ///
 /// One task may read and one may write at a time; another gets std::errc::device_or_resource_busy
-/// at once. Reading and writing stay valid when the stream object is moved meanwhile.
+/// at once, also while one that was cancelled has not unwound yet. Reading and writing stay valid
+/// when the stream object is moved meanwhile.
 ///
 /// Destroying it closes the connection at once; what a task still waits for on it fails with
 /// std::errc::operation_canceled. To be sure that the peer gets the last bytes, `co_await close()`.
@@ -44,8 +45,9 @@ class stream {
  public:
   /// Takes over `fd`, a connected stream socket.
   ///
-  /// Errors    EBADF, ENOTSOCK as getsockopt(2); std::errc::invalid_argument for another type of
-  ///           socket. `fd` stays the caller's then.
+  /// Errors    EBADF, ENOTSOCK as getsockopt(2); std::errc::invalid_argument for another type
+  ///           of socket, or one that listens. `fd` stays the caller's then. Where no reactor runs the
+  ///           program ends with a message.
   static result<stream> adopt(int fd) {
     int type = 0;
     int domain = 0;
@@ -54,7 +56,7 @@ class stream {
     int got = calls.getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size);
     if (got == 0) got = calls.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
     if (got < 0) return std::error_code(-got, std::system_category());
-    if (type != SOCK_STREAM) return std::errc::invalid_argument;
+    if (type != SOCK_STREAM || calls.listens(fd) == 0) return std::errc::invalid_argument;
     return stream(unique_fd(fd), domain != AF_UNIX);
   }
 
@@ -140,10 +142,10 @@ class stream {
   /// Closing with unread bytes makes the kernel reset the connection, and the peer may lose the
   /// last reply with it. This waits for the peer up to `linger_limit` and `linger_bytes_max`. The
   /// object has no connection from the call on; a task that is not awaited, or is cancelled, closes
-  /// at once.
+  /// at once. What other tasks still wait for on it fails with std::errc::operation_canceled.
   ///
   /// Errors    std::errc::timed_out or std::errc::connection_aborted when a limit was reached; as
-  ///           shutdown(2).
+  ///           shutdown(2), recv(2). The connection is closed all the same.
   task<result<void>> close() { return linger(stream(std::move(*this))); }
 
   static constexpr std::chrono::seconds linger_limit{2};
@@ -176,6 +178,7 @@ class stream {
   }
 
   static task<result<void>> linger(stream closing) {
+    while (!reactor::current().vacate(closing.fd_)) co_await yield();
     result<void> ended = closing.shutdown_write();
     const clock::time_point deadline = now() + linger_limit;
     std::array<std::byte, 4096> dropped;
