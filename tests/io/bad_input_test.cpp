@@ -87,6 +87,32 @@ TEST_CASE("receiving and sending on what is no socket is not_a_socket") {
   });
 }
 
+TEST_CASE("a socket that listens is neither read nor written, and nobody waits for that") {
+  on_each_backend_and_simulation([]() -> coax::task<> {
+    coax::detail::ignore_sigpipe();  // as `run` does
+    const loopback_listener listener;
+    std::array<std::byte, 16> some;
+    auto read = co_await coax::read(listener.fd.get(), some);
+    CHECK(read.error() == std::errc::not_connected);
+    auto written = co_await coax::write(listener.fd.get(), std::string_view("x"));
+    CHECK(written.error() == std::errc::broken_pipe);
+  });
+}
+
+TEST_CASE("accepting from what does not listen fails as accept(2) does") {
+  on_each_backend([]() -> coax::task<> {
+    const coax::unique_fd datagrams(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    auto of_datagrams = co_await coax::accept(datagrams.get());
+    CHECK(of_datagrams.error() == std::errc::operation_not_supported);
+    const coax::unique_fd idle(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    auto of_idle = co_await coax::accept(idle.get());
+    CHECK(of_idle.error() == std::errc::invalid_argument);
+    fd_pair pipe = pipe_to_us();
+    auto of_pipe = co_await coax::accept(pipe.ours.get());
+    CHECK(of_pipe.error() == std::errc::not_a_socket);
+  });
+}
+
 TEST_CASE("a second reader is device_or_resource_busy at once, and the first gets its data") {
   on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = unix_pair();

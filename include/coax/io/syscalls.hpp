@@ -126,6 +126,13 @@ class syscalls {
     if (flags < 0) return flags;
     return (flags & O_ACCMODE) == how || (flags & O_ACCMODE) == O_RDWR ? 0 : -EBADF;
   }
+  /// Whether `fd` can ever be read (O_RDONLY) or written (O_WRONLY), as `how` says: 0, or the error of
+  /// trying.
+  int usable_for(int fd, int how) noexcept {
+    const int opened = opened_for(fd, how);
+    if (opened < 0 || listens(fd) < 0) return opened;
+    return how == O_RDONLY ? -ENOTCONN : -EPIPE;
+  }
   /// Whether `fd` is a socket that listens: 0 or -errno, as accept(2).
   int listens(int fd) noexcept {
     int does = 0;

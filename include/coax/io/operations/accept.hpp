@@ -35,11 +35,8 @@ class accept final : public basic_operation<accept, unique_fd> {
       pollfd ready{fd(), POLLIN, 0};
       const int count = calls.poll(&ready, 1);
       if (count < 0) return count;
-      if (count == 0) {
-        // Never ready for what it was not made for: that is an error, and nothing to wait for.
-        const int refused = calls.listens(fd());
-        return refused < 0 ? refused : -EAGAIN;
-      }
+      // Never ready for what it was not made for: that is an error, which the call below tells.
+      if (count == 0 && calls.listens(fd()) == 0) return -EAGAIN;
     }
     return calls.accept(fd(), SOCK_CLOEXEC);
   }

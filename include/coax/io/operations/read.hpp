@@ -41,7 +41,7 @@ class read final : public basic_operation<read, std::size_t> {
     if (count < 0) return count;
     if (count == 0) {
       // Never ready for what it was not made for: that is an error, and nothing to wait for.
-      const int refused = calls.opened_for(fd(), O_RDONLY);
+      const int refused = calls.usable_for(fd(), O_RDONLY);
       return refused < 0 ? refused : -EAGAIN;
     }
     return calls.read(fd(), into_.data(), into_.size());

@@ -40,7 +40,7 @@ class write final : public basic_operation<write, std::size_t> {
     if (count < 0) return count;
     if (count == 0) {
       // Never ready for what it was not made for: that is an error, and nothing to wait for.
-      const int refused = calls.opened_for(fd(), O_WRONLY);
+      const int refused = calls.usable_for(fd(), O_WRONLY);
       return refused < 0 ? refused : -EAGAIN;
     }
     return calls.write(fd(), rest().data(), rest().size());
