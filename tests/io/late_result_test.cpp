@@ -270,7 +270,8 @@ TEST_CASE("what came while a task kept its turn beats a limit that ran out in it
     };
     auto body = [&](coax::scope& s) -> coax::task<> {
       for (const fd_pair& each : pairs) s.spawn(reads, each.ours.get());
-      co_await coax::yield();
+      co_await coax::yield();  // they begin
+      co_await coax::yield();  // their limits count
       for (const fd_pair& each : pairs) put(each.theirs, "x");
       const coax::clock::time_point begin = coax::now();
       while (coax::now() - begin < std::chrono::milliseconds(1)) continue;
