@@ -117,17 +117,28 @@ void on_each_kernel_pair(Body&& body) {
   }
 }
 
+/// Awaits `body(near, far)` over TCP with a pair that is made by coax alone, as a simulation can.
+template <class Body>
+coax::task<> with_connected_pair(Body& body) {
+  auto listening = coax::listener::bind("127.0.0.1:0").value();
+  auto near = co_await coax::connect(listening.local_endpoint().value());
+  auto far = co_await listening.accept();
+  listening.close();
+  co_await body(*near, *far);
+}
+
 /// As on_each_kernel_pair, and in simulation over TCP.
 template <class Body>
 void on_each_pair(Body&& body) {
   on_each_kernel_pair(body);
-  on_simulation([&]() -> coax::task<> {
-    auto listening = coax::listener::bind("127.0.0.1:0").value();
-    auto near = co_await coax::connect(listening.local_endpoint().value());
-    auto far = co_await listening.accept();
-    listening.close();
-    co_await body(*near, *far);
-  });
+  on_simulation([&]() -> coax::task<> { co_await with_connected_pair(body); });
+}
+
+/// As on_each_pair, over TCP alone.
+template <class Body>
+void on_each_tcp_pair(Body&& body) {
+  on_each_backend([&]() -> coax::task<> { co_await with_connected_pair(body); });
+  on_simulation([&]() -> coax::task<> { co_await with_connected_pair(body); });
 }
 
 // --- bytes ---

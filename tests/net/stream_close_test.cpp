@@ -5,8 +5,10 @@
 #include "pairs.hpp"
 
 #include <poll.h>
+#include <sys/socket.h>
 
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <functional>
@@ -61,6 +63,50 @@ TEST_CASE("closing a stream that another task reads tells the reader and the pee
     REQUIRE(how);
     CHECK(how->error() == std::errc::operation_canceled);
   });
+}
+
+TEST_CASE(
+    "a TCP stream that is destroyed with bytes unread resets the connection, whoever has them") {
+  for (const int waited : {0, 1, 5}) {
+    INFO("after " << waited << " turns");
+    on_each_tcp_pair([waited](stream& near, stream& far) -> task<> {
+      {
+        stream closed = std::move(near);
+        auto sent = co_await far.write("one");
+        auto one = co_await coax::within(patience, closed.receive());
+        REQUIRE(one);
+        sent = co_await far.write("two");  // which an io_uring reactor takes ahead
+        REQUIRE(sent);
+        co_await turns(waited);
+      }
+      std::string nothing;
+      const std::error_code why = co_await read_to_end(far, nothing);
+      CHECK(why == std::errc::connection_reset);
+      CHECK(nothing.empty());
+    });
+  }
+}
+
+TEST_CASE("a TCP stream that outlives its run with bytes unread resets the connection") {
+  for (const coax::backend on : backends_here()) {
+    INFO("on " << name_of(on));
+    raw_pair both = raw_connected(transport::tcp);
+    {
+      std::optional<stream> near;
+      const auto one = reactor_of(on);
+      coax::detail::run_on(*one, [&]() -> task<> {
+        near.emplace(adopted(std::move(both.near)));
+        REQUIRE(::send(both.far.get(), "one", 3, MSG_NOSIGNAL) == 3);
+        auto first = co_await coax::within(patience, near->receive());
+        REQUIRE(first);
+        REQUIRE(::send(both.far.get(), "two", 3, MSG_NOSIGNAL) == 3);
+        co_await turns(5);
+      });
+    }
+    char nothing = 0;
+    CHECK(::recv(both.far.get(), &nothing, 1, 0) < 0);
+    CHECK(errno == ECONNRESET);
+  }
 }
 
 TEST_CASE("closing a stream that others read and write tells both") {

@@ -84,6 +84,7 @@ class completion_reactor : public reactor {
       d->received.push(*filled);
     } else if (filled != nullptr) {
       filled->release();
+      if (d != nullptr && !d->stays_open) detail::undelivered::reset_on_close(system(), d->fd);
     }
     if (d == nullptr) return;
     const bool asked_to_stop = d->multishot_stops;

@@ -117,15 +117,18 @@ class io_loop : public loop {
   /// is shut down at once all the same.
   void close(int fd, closing reach = closing::everywhere) noexcept {
     descriptor* d = descriptors_.known(fd);
+    const detail::kept_of_stream kept = detail::undelivered::take(fd);
+    if (kept.received.has_bytes() || (d != nullptr && d->received.has_bytes()))
+      detail::undelivered::reset_on_close(calls_, fd);
     if (d != nullptr) d->received.clear();
-    detail::undelivered::take(fd);
     if (d == nullptr || d->idle()) {
       if (d != nullptr) d->renew(false, false);
       calls_.close(fd);
       return;
     }
     d->stays_open = false;
-    if (reach == closing::everywhere) calls_.shutdown(fd, SHUT_RDWR);
+    const bool somebody_waits = d->reader != nullptr || d->writer != nullptr;
+    if (reach == closing::everywhere && somebody_waits) calls_.shutdown(fd, SHUT_RDWR);
     end_what_waits(*d);
   }
 

@@ -2,7 +2,10 @@
 
 #include <coax/config.hpp>
 #include <coax/io/inbox.hpp>
+#include <coax/io/syscalls.hpp>
 #include <coax/task/fatal.hpp>
+
+#include <sys/socket.h>
 
 #include <atomic>
 #include <cstddef>
@@ -49,6 +52,13 @@ class undelivered {
       return std::move(found->kept);
     }
     return {};
+  }
+
+  /// Has the connection reset when it is closed, as the kernel does where it has the bytes that nobody
+  /// read. (Of TCP. A Unix socket cannot be asked to.)
+  static void reset_on_close(syscalls& calls, int fd) noexcept {
+    const linger at_once{1, 0};
+    calls.setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
   }
 
  private:

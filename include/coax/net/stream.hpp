@@ -173,7 +173,8 @@ class stream {
     const int fd = std::exchange(fd_, -1);
     if (fd < 0) return;
     if (loop::running() != nullptr) return reactor::current().close(fd);
-    detail::undelivered::take(fd);
+    if (detail::undelivered::take(fd).received.has_bytes())
+      detail::undelivered::reset_on_close(syscalls::current(), fd);
     syscalls::current().close(fd);
   }
 
