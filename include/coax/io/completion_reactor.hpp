@@ -84,7 +84,8 @@ class completion_reactor : public reactor {
       d->received.push(*filled);
     } else if (filled != nullptr) {
       filled->release();
-      if (d != nullptr && !d->stays_open) detail::undelivered::reset_on_close(system(), d->fd);
+      const bool unread = d != nullptr && d->closing && !d->stays_open && answer > 0;
+      if (unread) detail::undelivered::reset_on_close(system(), d->fd);
     }
     if (d == nullptr) return;
     const bool asked_to_stop = d->multishot_stops;
