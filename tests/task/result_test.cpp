@@ -157,6 +157,20 @@ TEST_CASE("an error is handed on through results of other types", "[result]") {
   CHECK(quarter_of(3).error() == std::errc::invalid_argument);
 }
 
+TEST_CASE("what value throws says where it was called", "[result]") {
+  const auto said = [](const auto& r) {
+    try {
+      (void)r.value();
+    } catch (const std::system_error& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing was thrown");
+  };
+  const std::string here = "result_test.cpp:" + std::to_string(__LINE__ - 6) + ": ";
+  CHECK(said(result<int>(coax::errc::bad_port)).starts_with("coax: value() at " + here));
+  CHECK(said(result<void>(coax::errc::bad_port)).starts_with("coax: value() at " + here));
+}
+
 TEST_CASE("value throws the code that error gives", "[result]") {
   const result<int> kept = coax::errc::bad_port;
   CHECK(code_thrown_by([&] { (void)kept.value(); }) == coax::errc::bad_port);

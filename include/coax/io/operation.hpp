@@ -158,6 +158,8 @@ class basic_operation : public operation {
   }
 
  protected:
+  basic_operation(const basic_operation&) = default;
+  ~basic_operation() = default;
   explicit basic_operation(int fd, watching how) noexcept
       : operation(fd, Derived::waits_for, how) {}
   basic_operation(int fd, short waits_for, watching how) noexcept : operation(fd, waits_for, how) {}

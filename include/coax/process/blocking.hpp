@@ -31,7 +31,10 @@ namespace coax::inline COAX_ABI {
 ///           in a simulation, on the reactor's.
 template <class F, class... A>
 auto blocking(F&& fn, A&&... args) {
-  using given = std::invoke_result_t<std::decay_t<F>, std::unwrap_ref_decay_t<A>...>;
+  using given = detail::given_t<std::decay_t<F>, std::unwrap_ref_decay_t<A>...>;
+  static_assert(
+      !std::is_same_v<given, detail::not_callable>,
+      "blocking copies the arguments, and the function cannot be called with the copies: say std::ref for what it takes by reference");
   static_assert(!std::is_reference_v<given>,
                 "blocking gives a value: give a pointer or std::reference_wrapper");
   static_assert(!is_task_v<given>, "blocking calls a plain function: a task is awaited as it is");

@@ -6,6 +6,7 @@
 #include <coax/process/run.hpp>
 #include <coax/process/signals.hpp>
 #include <coax/task/clock.hpp>
+#include <coax/task/closure.hpp>
 #include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/task.hpp>
@@ -334,7 +335,7 @@ int run_child(const options& o, int number, const sigset_t& held, const Make& ma
 ///           children.
 template <class F, class... A>
 int prefork(const prefork_options& o, F&& fn, A&&... args) {
-  using given = detail::task_of<F&, A&...>;
+  using given = detail::given_t<F&, A&...>;
   static_assert(std::is_same_v<given, task<>> || std::is_same_v<given, task<int>>,
                 "prefork takes a function that gives a coax::task<> or a coax::task<int>");
   if (o.processes < 0)

@@ -4,6 +4,8 @@
 #include <coax/io/choose.hpp>
 #include <coax/io/main_root.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/task/awaitable.hpp>
+#include <coax/task/closure.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/task.hpp>
@@ -52,13 +54,9 @@ inline void ignore_sigpipe() noexcept {
     ::signal(SIGPIPE, SIG_IGN);
 }
 
-template <class F, class... A>
-using task_of = std::invoke_result_t<F, A...>;
-
-/// Calls `use` with a new reactor of this thread. `Task` is what the function given to `run` gives.
-template <class Task, class Use>
+/// Calls `use` with a new reactor of this thread.
+template <class Use>
 auto on_new_reactor(const options& o, const Use& use) {
-  static_assert(is_task_v<Task>, "run takes a function that gives a coax::task");
   if (loop::running() != nullptr)
     throw_logic_error("coax: run was called inside run: co_await the task, or spawn it in a scope");
   const std::unique_ptr<reactor> r = make_reactor(o);
@@ -85,7 +83,9 @@ concept run_setting = std::is_same_v<std::remove_cvref_t<F>, options> ||
 template <class F, class... A>
   requires(!detail::run_setting<F>)
 auto run(const options& o, F&& fn, A&&... args) {
-  return detail::on_new_reactor<detail::task_of<F, A...>>(o, [&](reactor& r) {
+  static_assert(is_task_v<detail::given_t<F, A...>>,
+                "run takes a function and its arguments, and the function gives a coax::task");
+  return detail::on_new_reactor(o, [&](reactor& r) {
     return detail::run_on(
         r, [&] { return std::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
   });

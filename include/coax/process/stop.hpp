@@ -4,6 +4,7 @@
 #include <coax/io/choose.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/process/run.hpp>
+#include <coax/task/awaitable.hpp>
 #include <coax/task/closure.hpp>
 #include <coax/task/loop.hpp>
 #include <coax/task/scope.hpp>
@@ -93,7 +94,9 @@ task<> scoped_until(std::stop_token stop, F body) {
 /// Lifetime  the std::stop_source may end at any time, before this call too.
 template <class F, class... A>
 auto run(const options& o, std::stop_token stop, F&& fn, A&&... args) {
-  return detail::on_new_reactor<detail::task_of<F, A...>>(o, [&](reactor& r) {
+  static_assert(is_task_v<detail::given_t<F, A...>>,
+                "run takes a function and its arguments, and the function gives a coax::task");
+  return detail::on_new_reactor(o, [&](reactor& r) {
     return detail::run_on(
         r, stop, [&] { return std::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
   });
@@ -110,7 +113,7 @@ auto run(std::stop_token stop, F&& fn, A&&... args) {
 template <class F>
 task<> with_scope(std::stop_token stop, F&& body) {
   detail::require_safe_closure<F>();
-  static_assert(std::is_same_v<std::invoke_result_t<std::decay_t<F>&, scope&>, task<>>,
+  static_assert(std::is_same_v<detail::given_t<std::decay_t<F>&, scope&>, task<>>,
                 "the body of a scope takes a coax::scope& and gives a coax::task<>");
   return detail::scoped_until<std::decay_t<F>>(std::move(stop), std::forward<F>(body));
 }

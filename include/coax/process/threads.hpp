@@ -5,6 +5,7 @@
 #include <coax/io/reactor.hpp>
 #include <coax/process/run.hpp>
 #include <coax/process/signal_hub.hpp>
+#include <coax/task/closure.hpp>
 #include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
@@ -121,7 +122,7 @@ void run_member(thread_group& group, const Make& make) noexcept {
 /// Thread    any that runs no reactor.
 template <class F, class... A>
 void run_threads(int n, F&& fn, A&&... args) {
-  static_assert(std::is_same_v<detail::task_of<F&, A&...>, task<>>,
+  static_assert(std::is_same_v<detail::given_t<F&, A&...>, task<>>,
                 "run_threads takes a function that gives a coax::task<>");
   if (n < 1)
     detail::throw_invalid_argument("coax: run_threads needs at least one thread, not " +

@@ -9,6 +9,7 @@
 #include <coax/sim/program.hpp>
 #include <coax/task/awaitable.hpp>
 #include <coax/task/clock.hpp>
+#include <coax/task/closure.hpp>
 #include <coax/task/dump.hpp>
 #include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
@@ -76,7 +77,7 @@ class world final : private host_names {
   ///           same copies again.
   template <class F, class... A>
   sim::host& host(std::string name, F fn, A... args) {
-    using given = std::invoke_result_t<F&, A&...>;
+    using given = coax::detail::given_t<F&, A&...>;
     static_assert(is_task_v<given>, "a host runs a function that gives a coax::task");
     auto call = std::make_shared<std::tuple<F, A...>>(std::move(fn), std::move(args)...);
     return add(std::move(name), [call]() -> std::unique_ptr<program> {
@@ -142,8 +143,8 @@ class world final : private host_names {
   template <class F>
   void invariant(std::string name, F holds) {
     if constexpr (std::is_void_v<std::invoke_result_t<F&>>)
-      invariants_.push_back({std::move(name), [holds = std::move(holds)]() mutable {
-                               holds();
+      invariants_.push_back({std::move(name), [check = std::move(holds)]() mutable {
+                               check();
                                return true;
                              }});
     else

@@ -60,14 +60,11 @@ class limited_scope {
   ///           then.
   template <class F, class... A>
   [[nodiscard]] task<> spawn(F&& fn, A&&... args) {
-    static_assert(
-        std::is_same_v<std::invoke_result_t<std::decay_t<F>&, std::unwrap_ref_decay_t<A>...>,
-                       task<>>,
-        "spawn takes a function that gives a task<>: a result would have nobody to go to");
     detail::require_safe_closure<F>();
     (detail::require_safe_argument<A>(), ...);
-    return spawn_in_turn<std::decay_t<F>, std::decay_t<A>...>(*this, std::forward<F>(fn),
-                                                              std::forward<A>(args)...);
+    if constexpr (detail::can_be_spawned<F, A...>())
+      return spawn_in_turn<std::decay_t<F>, std::decay_t<A>...>(*this, std::forward<F>(fn),
+                                                                std::forward<A>(args)...);
   }
 
   /// As `scope::cancel`. A spawn that waits unwinds with the body or the child that called it.
@@ -120,7 +117,7 @@ template <class F>
 task<> with_scope(std::size_t limit, F&& body) {
   detail::require_safe_closure<F>();
   static_assert(
-      std::is_same_v<std::invoke_result_t<std::decay_t<F>&, limited_scope&>, task<>>,
+      std::is_same_v<detail::given_t<std::decay_t<F>&, limited_scope&>, task<>>,
       "the body of a limited scope takes a coax::limited_scope& and gives a coax::task<>");
   if (!detail::is_count(limit))
     detail::throw_invalid_argument("coax: the limit of a scope is not positive");

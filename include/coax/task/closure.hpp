@@ -6,6 +6,22 @@
 
 namespace coax::inline COAX_ABI::detail {
 
+class not_callable;
+
+/// What `F` gives when it is called with `A...`; `not_callable` when it cannot be. Asked instead of
+/// std::invoke_result_t, it lets a static_assert say in words what is wrong.
+template <class F, class... A>
+struct given_by {
+  using type = not_callable;
+};
+template <class F, class... A>
+  requires std::is_invocable_v<F, A...>
+struct given_by<F, A...> {
+  using type = std::invoke_result_t<F, A...>;
+};
+template <class F, class... A>
+using given_t = typename given_by<F, A...>::type;
+
 /// Refuses what g++ 12 would destroy twice: a closure with a destructor that is written inside a
 /// co_await expression. `F` is the deduced type of a forwarding reference.
 template <class F>

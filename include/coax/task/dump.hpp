@@ -131,9 +131,7 @@ class dumper {
     const function_name function(at.function_name());
     if (function.lambda_in) std::fputs("lambda in ", to_);
     print_name(function.name);
-    const char* const slash = std::strrchr(at.file_name(), '/');
-    std::fprintf(to_, " (%s:%u)", slash == nullptr ? at.file_name() : slash + 1,
-                 static_cast<unsigned>(at.line()));
+    std::fprintf(to_, " (%s:%u)", file_of(at), static_cast<unsigned>(at.line()));
   }
 
   /// Without the namespace that nobody writes, see config.hpp.

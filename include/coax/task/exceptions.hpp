@@ -7,8 +7,10 @@
 
 #include <coax/config.hpp>
 #include <coax/task/fatal.hpp>
+#include <coax/task/location.hpp>
 
 #include <exception>
+#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -32,6 +34,13 @@ template <class E>
 /// Fails an acquisition: the one place where coax throws an error code.
 [[noreturn]] inline void throw_system_error(std::error_code error, const std::string& what) {
   raise(std::system_error(error, what));
+}
+/// Fails the use of a result without a value, at `where`.
+[[noreturn, gnu::noinline, gnu::cold]] inline void throw_no_value(std::error_code error,
+                                                                  location where) {
+  const std::source_location at = source_location_of(where);
+  throw_system_error(
+      error, std::string("coax: value() at ") + file_of(at) + ':' + std::to_string(at.line()));
 }
 /// Refuses an argument that no program should pass.
 [[noreturn]] inline void throw_invalid_argument(const std::string& what) {

@@ -71,9 +71,9 @@ task<T> with_cleanup(Body body, Cleanup cleanup) {
 ///           destructible (capture by reference).
 template <class Body, class Cleanup>
 [[nodiscard]] auto finally(Body&& body, Cleanup&& cleanup) {
-  using body_task = std::invoke_result_t<std::decay_t<Body>&>;
+  using body_task = detail::given_t<std::decay_t<Body>&>;
   static_assert(is_task_v<body_task>, "the body of finally is a function that gives a coax::task");
-  static_assert(std::is_same_v<std::invoke_result_t<std::decay_t<Cleanup>&>, task<>>,
+  static_assert(std::is_same_v<detail::given_t<std::decay_t<Cleanup>&>, task<>>,
                 "the clean-up of finally is a function that gives a coax::task<>");
   detail::require_safe_closure<Body>();
   detail::require_safe_closure<Cleanup>();

@@ -128,7 +128,8 @@ concept value_for = !std::is_same_v<std::remove_cvref_t<U>, result<T>> &&
 /// debug builds an error that is dereferenced aborts); `r.value()` throws instead. Compare
 /// `r.error()` with a code, `== std::errc::timed_out`, never by its text.
 ///
-/// Errors    value() throws std::system_error; without exceptions it prints the error and aborts.
+/// Errors    value() throws std::system_error, which says where it was called; without exceptions it
+///           prints that and aborts.
 /// Lifetime  owns the value; what `*`, `->` and value() give points into the result.
 template <class T>
 class [[nodiscard]] result {
@@ -204,9 +205,15 @@ class [[nodiscard]] result {
   const T* operator->() const noexcept { return reach(*this); }
   T* operator->() noexcept { return reach(*this); }
 
-  const T& value() const& { return *require(*this); }
-  T& value() & { return *require(*this); }
-  T&& value() && { return std::move(*require(*this)); }
+  const T& value(detail::location where = __builtin_source_location()) const& {
+    return *require(*this, where);
+  }
+  T& value(detail::location where = __builtin_source_location()) & {
+    return *require(*this, where);
+  }
+  T&& value(detail::location where = __builtin_source_location()) && {
+    return std::move(*require(*this, where));
+  }
 
   /// The reason why there is no value; a code that says success when there is one.
   std::error_code error() const noexcept {
@@ -222,8 +229,8 @@ class [[nodiscard]] result {
   }
 
   template <class Self>
-  static auto* require(Self& self) {
-    if (!self) detail::throw_system_error(self.error(), "coax::result::value");
+  static auto* require(Self& self, detail::location where) {
+    if (!self) detail::throw_no_value(self.error(), where);
     return std::addressof(self.value_);
   }
 
@@ -288,8 +295,8 @@ class [[nodiscard]] result<void> {
 
   void operator*() const noexcept { detail::assert_value(*this); }
 
-  void value() const {
-    if (error_) detail::throw_system_error(error_, "coax::result::value");
+  void value(detail::location where = __builtin_source_location()) const {
+    if (error_) detail::throw_no_value(error_, where);
   }
 
   /// The reason of the failure; a code that says success when there was none.

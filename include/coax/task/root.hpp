@@ -3,9 +3,9 @@
 #include <coax/config.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/locals.hpp>
+#include <coax/task/location.hpp>
 #include <coax/task/loop.hpp>
 
-#include <bit>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
@@ -34,11 +34,6 @@ class root;
 class promise_base;
 
 namespace detail {
-
-/// A std::source_location as what it is made of. As the default of a parameter it costs nothing in a
-/// coroutine's frame, where g++ keeps a place for every object of the expression that awaits.
-using location = decltype(__builtin_source_location());
-static_assert(sizeof(std::source_location) == sizeof(location));
 
 template <class Awaiter>
 class foreign_awaiter;
@@ -80,9 +75,7 @@ class promise_base {
   promise_base& operator=(const promise_base&) = delete;
 
   /// Where this coroutine awaits, or awaited last.
-  std::source_location where() const noexcept {
-    return std::bit_cast<std::source_location>(where_);
-  }
+  std::source_location where() const noexcept { return detail::source_location_of(where_); }
 
   coax::root* root() const noexcept { return root_; }
 

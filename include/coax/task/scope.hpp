@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/task/awaitable.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/closure.hpp>
 #include <coax/task/composite.hpp>
@@ -23,6 +24,23 @@ namespace detail {
 
 template <class F>
 task<> scoped(F body);
+
+/// Whether `fn(args...)` can be spawned. If not, the program does not compile, and says why.
+template <class F, class... A>
+consteval bool can_be_spawned() noexcept {
+  using given = given_t<std::decay_t<F>&, std::unwrap_ref_decay_t<A>...>;
+  constexpr bool is_task = is_task_v<std::decay_t<F>>;
+  constexpr bool is_called = !std::is_same_v<given, not_callable>;
+  constexpr bool gives_task = std::is_same_v<given, task<>>;
+  static_assert(!is_task,
+                "spawn takes a function and its arguments, not a task: spawn(fn, args...)");
+  static_assert(
+      is_task || is_called,
+      "spawn copies the arguments, and the function cannot be called with the copies: say std::ref for what it takes by reference");
+  static_assert(!is_called || gives_task,
+                "spawn takes a function that gives a task<>: a result would have nobody to go to");
+  return gives_task;
+}
 
 /// A child of a scope: a root in the list of the scope's end.
 class scope_child : public root, public framed {
@@ -138,19 +156,17 @@ class scope {
   ///           then.
   template <class F, class... A>
   void spawn(F&& fn, A&&... args) {
-    using child = detail::spawned<std::decay_t<F>, std::unwrap_ref_decay_t<A>...>;
-    static_assert(
-        std::is_same_v<std::invoke_result_t<std::decay_t<F>&, std::unwrap_ref_decay_t<A>...>,
-                       task<>>,
-        "spawn takes a function that gives a task<>: a result would have nobody to go to");
-    child* c = new child(std::in_place, std::forward<F>(fn), std::forward<A>(args)...);
-    struct on_throw {
-      child* c;
-      ~on_throw() { delete c; }
-    } guard{c};
-    if (closed_) return;
-    c->spawn(*this, fn);
-    guard.c = nullptr;
+    if constexpr (detail::can_be_spawned<F, A...>()) {
+      using child = detail::spawned<std::decay_t<F>, std::unwrap_ref_decay_t<A>...>;
+      child* c = new child(std::in_place, std::forward<F>(fn), std::forward<A>(args)...);
+      struct on_throw {
+        child* c;
+        ~on_throw() { delete c; }
+      } guard{c};
+      if (closed_) return;
+      c->spawn(*this, fn);
+      guard.c = nullptr;
+    }
   }
 
   /// Cancels the body and all children. They unwind at their next wait; `with_scope` then returns
@@ -276,7 +292,7 @@ task<> scoped(F body) {
 template <class F>
 task<> with_scope(F&& body) {
   detail::require_safe_closure<F>();
-  static_assert(std::is_same_v<std::invoke_result_t<std::decay_t<F>&, scope&>, task<>>,
+  static_assert(std::is_same_v<detail::given_t<std::decay_t<F>&, scope&>, task<>>,
                 "the body of a scope takes a coax::scope& and gives a coax::task<>");
   return detail::scoped<std::decay_t<F>>(std::forward<F>(body));
 }

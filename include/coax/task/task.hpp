@@ -143,6 +143,9 @@ class promise_of : public promise_base, public framed {
   template <class Awaitable>
   decltype(auto) await_transform(Awaitable&& awaitable,
                                  location where = __builtin_source_location()) noexcept {
+    static_assert(
+        has_member_co_await<Awaitable> || !has_member_co_await<std::remove_reference_t<Awaitable>>,
+        "a task is awaited once, and then is gone: co_await std::move(task)");
     where_ = where;
     now_innermost();
     const auto make = [&]() -> decltype(auto) {
