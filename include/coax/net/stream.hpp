@@ -33,8 +33,9 @@ namespace coax::inline COAX_ABI {
 /// at once, also while one that was cancelled has not unwound yet. Reading and writing stay valid
 /// when the stream object is moved meanwhile.
 ///
-/// Destroying it closes the connection at once; what a task still waits for on it fails with
-/// std::errc::operation_canceled. To be sure that the peer gets the last bytes, `co_await close()`.
+/// Destroying it closes the connection at once, over TCP by a reset when bytes that came are unread; what
+/// a task still waits for on it fails with std::errc::operation_canceled. To be sure that the peer gets
+/// the last bytes, `co_await close()`.
 ///
 /// Thread    the reactor's it was made on.
 class stream {
