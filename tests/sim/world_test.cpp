@@ -231,6 +231,37 @@ TEST_CASE("a full socket is not writable, be its buffer ever so small") {
   }
 }
 
+TEST_CASE("who has looked and found no room to write is told when there is some") {
+  for (const sim::completion kind : {sim::completion::readiness, sim::completion::ring}) {
+    sim::world w{{.send_buffer = 16, .receive_buffer = 1, .completion = kind}};
+    std::string got;
+    const auto writes = [](coax::stream& to) -> task<> {
+      auto all = co_await to.write("0123456789abcd");  // which leaves room, but too little
+      CHECK(all);
+      auto rest =
+          co_await coax::write(to.native_handle(), std::as_bytes(std::span("efghijklmn", 10)));
+      CHECK(rest);
+    };
+    const auto both = [&]() -> task<> {
+      auto listener = coax::listener::bind("127.0.0.1:9000").value();
+      auto near = co_await coax::connect(listener.local_endpoint().value());
+      auto far = co_await listener.accept();
+      co_await coax::with_scope([&](coax::scope& s) -> task<> {
+        s.spawn(writes, std::ref(*near));
+        co_await coax::sleep_for(1s);
+        std::array<std::byte, 16> some;
+        while (got.size() < 24) {
+          auto n = co_await far->read(some);
+          got.append(reinterpret_cast<const char*>(some.data()), n.value());
+        }
+      });
+    };
+    w.host("host", both);
+    w.run_for(1min);
+    CHECK(got == "0123456789abcdefghijklmn");
+  }
+}
+
 TEST_CASE("connecting: refused, unreachable, and never answered") {
   std::error_code outcome;
   coax::clock::duration took{};

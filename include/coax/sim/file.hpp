@@ -31,8 +31,8 @@ class file {
   file& operator=(const file&) = delete;
   virtual ~file() = default;
 
-  /// The poll(2) events that are true now.
-  virtual unsigned events() const = 0;
+  /// The poll(2) events that are true now. A program that asks is told when others become true.
+  virtual unsigned events() = 0;
   /// The descriptor is closed.
   virtual void closed() {}
 
@@ -58,7 +58,7 @@ class file {
 /// The counter of eventfd(2), by which a reactor is woken.
 class wake_up final : public file {
  public:
-  unsigned events() const override { return count_ != 0 ? POLLIN | POLLOUT : POLLOUT; }
+  unsigned events() override { return count_ != 0 ? POLLIN | POLLOUT : POLLOUT; }
   void add() {
     ++count_;
     changed(POLLIN);

@@ -48,7 +48,7 @@ class host_names {
 /// A descriptor that stands for several others.
 class file_set final : public file {
  public:
-  unsigned events() const override {
+  unsigned events() override {
     for (const auto& [f, wanted] : members_)
       if (const auto there = f.lock(); there != nullptr && there->owner != nullptr &&
                                        (there->events() & (wanted | POLLERR | POLLHUP)) != 0)

@@ -196,7 +196,7 @@ inline int kernel::poll(pollfd* fds, std::size_t count) noexcept {
     pollfd& each = fds[i];
     each.revents = 0;
     if (each.fd < 0) continue;
-    const file* f = find(each.fd).get();
+    file* f = find(each.fd).get();
     unsigned now = 0;
     if (f != nullptr)
       now = f->events() & (static_cast<unsigned short>(each.events) | POLLERR | POLLHUP);

@@ -168,7 +168,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     error_ = 0;
   }
 
-  unsigned events() const override {
+  unsigned events() override {
     if (phase_ == phase::listening) return accepted_.empty() ? 0 : POLLIN;
     unsigned now = 0;
     const bool no_reading = shut_read_ || fin_received_ || done_;
@@ -177,7 +177,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     if (no_reading) now |= POLLIN | POLLRDHUP;
     if (phase_ != phase::connecting && phase_ != phase::accepting) {
       if (unread() > 0) now |= POLLIN;
-      if (no_writing || sending_.has_room()) now |= POLLOUT;
+      if (no_writing || sending_.has_room_for_program()) now |= POLLOUT;
     }
     if (error_ != 0) now |= POLLERR;
     return now;

@@ -20,6 +20,11 @@ class tcp_sending {
   std::size_t room() const noexcept { return size_max_ - std::min(size_max_, bytes_.size()); }
   /// As much as makes a socket writable.
   bool has_room() const noexcept { return room() >= std::max<std::size_t>(size_max_ / 3, 1); }
+  /// The same for a program that asks. Where there is not it is told once there is, as after a poll(2).
+  bool has_room_for_program() noexcept {
+    if (!has_room()) wants_room_ = true;
+    return has_room();
+  }
 
   /// Takes what there is room for. Result: how many bytes.
   std::size_t take(const void* from, std::size_t size) {
@@ -65,7 +70,7 @@ class tcp_sending {
   std::uint64_t acknowledged_ = 0;
   std::uint64_t sent_ = 0;
   std::uint64_t limit_ = 0;  // what the peer lets us send, in all
-  bool wants_room_ = false;  // it did not take everything
+  bool wants_room_ = false;  // it did not take everything, or was asked and had too little
 };
 
 /// What one side of a TCP connection receives: the bytes that came, until the program has read them.
