@@ -114,12 +114,12 @@ class io_loop : public loop {
 
   /// Closes `fd`. While an operation is pending on it the operation fails with
   /// std::errc::operation_canceled, and the number stays taken until that has ended; a connection
-  /// is shut down at once all the same.
+  /// is shut down at once all the same, unless bytes are unread: then it is reset, once it is closed.
   void close(int fd, closing reach = closing::everywhere) noexcept {
     descriptor* d = descriptors_.known(fd);
     const detail::kept_of_stream kept = detail::undelivered::take(fd);
-    if (kept.received.has_bytes() || (d != nullptr && d->received.has_bytes()))
-      detail::undelivered::reset_on_close(calls_, fd);
+    const bool unread = kept.received.has_bytes() || (d != nullptr && d->received.has_bytes());
+    if (unread) detail::undelivered::reset_on_close(calls_, fd);
     if (d != nullptr) d->received.clear();
     if (d == nullptr || d->idle()) {
       if (d != nullptr) d->renew(false, false);
@@ -127,8 +127,7 @@ class io_loop : public loop {
       return;
     }
     d->stays_open = false;
-    const bool somebody_waits = d->reader != nullptr || d->writer != nullptr;
-    if (reach == closing::everywhere && somebody_waits) calls_.shutdown(fd, SHUT_RDWR);
+    if (reach == closing::everywhere && !unread && !has_more(fd)) calls_.shutdown(fd, SHUT_RDWR);
     end_what_waits(*d);
   }
 
@@ -310,6 +309,12 @@ class io_loop : public loop {
     constexpr int bytes_of_one = 1024;
     const bool moved = op.watched_as() == watching::stream && answer > 0;
     return of_the_call + (moved ? answer / bytes_of_one : 0);
+  }
+
+  /// Whether the kernel holds bytes that nobody has received.
+  bool has_more(int fd) noexcept {
+    char next = 0;
+    return calls_.recv(fd, &next, sizeof(next), MSG_PEEK | MSG_DONTWAIT) > 0;
   }
 
   /// Whether no rule stands against `op`, as is the rule; then it has its descriptor.
