@@ -1,5 +1,6 @@
 #include <coax/task/task_local.hpp>
 
+#include <coax/task/finally.hpp>
 #include <coax/task/race.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/sleep.hpp>
