@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -30,11 +31,9 @@ namespace coax::inline COAX_ABI::detail {
 /// Thread    any; a block freed on another thread joins that thread's lists.
 class frames {
  public:
-  static void* allocate(std::size_t size) {
+  [[gnu::always_inline]] static void* allocate(std::size_t size) {
     if (void* recycled = take(size)) return recycled;
-    void* fresh = ::operator new(rounded(size));
-    count(size, 1);
-    return fresh;
+    return from_heap(size);
   }
 
   /// Null when there is no memory.
@@ -45,11 +44,9 @@ class frames {
     return fresh;
   }
 
-  static void deallocate(void* memory, std::size_t size) noexcept {
+  [[gnu::always_inline]] static void deallocate(void* memory, std::size_t size) noexcept {
     const std::size_t index = class_of(size);
-    if (index >= class_count || lists_.classes[index].kept == lists_.classes[index].kept_max)
-      return give_up(memory, size);
-    keep(memory, lists_.classes[index]);
+    if (index >= class_count || !keep(memory, lists_.classes[index])) give_up(memory, size);
   }
 
   /// Frames allocated and not yet freed by this thread.
@@ -81,17 +78,19 @@ class frames {
   static_assert(class_count * class_bytes <= share_bytes && class_count <= shares_max,
                 "each class can have a share, and a share has room for a block of each");
 
+  // Each knows how many are kept, from itself to the last: nothing else need be counted when one is
+  // taken or kept.
   struct block {
     block* next;
+    std::uint32_t kept;
   };
-  // Counted in blocks. All that the fast path touches lies together.
   struct size_class {
     block* free;
-    std::uint32_t kept;
-    std::uint32_t kept_max;  // the shares it has
+    std::uint32_t kept_max;  // the shares it has, in blocks
     std::ptrdiff_t made;     // from the heap, and not given back to it
 
-    std::ptrdiff_t live() const noexcept { return made - static_cast<std::ptrdiff_t>(kept); }
+    std::uint32_t kept() const noexcept { return free == nullptr ? 0 : free->kept; }
+    std::ptrdiff_t live() const noexcept { return made - static_cast<std::ptrdiff_t>(kept()); }
   };
   // Trivial, so that reaching it costs no guard; `returner` gives its blocks back when the thread
   // ends.
@@ -114,7 +113,7 @@ class frames {
   };
 
   static std::size_t class_of(std::size_t size) noexcept {
-    return (size + class_slack - 1) / class_bytes;
+    return (std::max(size, sizeof(block)) + class_slack - 1) / class_bytes;
   }
   static std::size_t bytes_of(std::size_t index) noexcept {
     return index * class_bytes + class_slack;
@@ -147,19 +146,28 @@ class frames {
     block* head = list.free;
     if (head == nullptr) return nullptr;
     list.free = head->next;
-    --list.kept;
     return head;
   }
-  static void keep(void* memory, size_class& list) noexcept {
-    list.free = ::new (memory) block{list.free};
-    ++list.kept;
+  /// False when there is no room in `list`.
+  static bool keep(void* memory, size_class& list) noexcept {
+    const std::uint32_t kept = list.kept();
+    if (kept == list.kept_max) return false;
+    list.free = ::new (memory) block{list.free, kept + 1};
+    return true;
+  }
+
+  [[gnu::noinline]] static void* from_heap(std::size_t size) {
+    void* fresh = ::operator new(rounded(size));
+    count(size, 1);
+    return fresh;
   }
 
   /// Frees one that its list has no room for, or makes room for it.
   [[gnu::noinline, gnu::cold]] static void give_up(void* memory, std::size_t size) noexcept {
     const std::size_t index = class_of(size);
-    if (index < class_count && may_recycle() && get_share(index))
-      return keep(memory, lists_.classes[index]);
+    if (index < class_count && may_recycle() && get_share(index) &&
+        keep(memory, lists_.classes[index]))
+      return;
     count(size, -1);
     ::operator delete(memory);
   }
@@ -200,7 +208,7 @@ class frames {
   }
   static void shrink(size_class& list, std::uint32_t kept_max) noexcept {
     list.kept_max = kept_max;
-    for (; list.kept > kept_max; --list.kept, --list.made)
+    for (; list.kept() > kept_max; --list.made)
       ::operator delete(std::exchange(list.free, list.free->next));
   }
 
