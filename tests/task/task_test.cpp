@@ -1,9 +1,11 @@
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
+#include <coax/task/within.hpp>
 
 #include "death.hpp"
 #include "probes.hpp"
 
+#include <cstdint>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -42,7 +44,41 @@ task<int> add_one(task<int> to) {
   co_return below + 1;
 }
 
+// What is aligned like this is as far as frames go, and moves what is in them.
+struct alignas(16) aligned {
+  explicit aligned(int n) : number(n) {}
+  bool is_in_place() const {
+    return reinterpret_cast<std::uintptr_t>(this) % alignof(aligned) == 0;
+  }
+  int number;
+};
+
+task<aligned> give_aligned(int number, int depth) {
+  if (depth > 0) {
+    const aligned below = co_await give_aligned(number, depth - 1);
+    CHECK(below.is_in_place());
+    co_await coax::yield();
+    co_return aligned(below.number + 1);
+  }
+  co_await coax::sleep_for(1s);
+  co_return aligned(number);
+}
+
 }  // namespace
+
+TEST_CASE("a task may give what is aligned to 16 bytes, and is resumed and unwound as others",
+          "[task]") {
+  const int depth = GENERATE(0, 1, 3);
+  CAPTURE(depth);
+  test_loop loop;
+  loop.run([&]() -> task<> {
+    const aligned got = co_await give_aligned(5, depth);
+    CHECK(got.is_in_place());
+    CHECK(got.number == 5 + depth);
+    const auto cut_off = co_await coax::within(500ms, give_aligned(5, depth));
+    CHECK(cut_off.error() == std::errc::timed_out);
+  });
+}
 
 TEST_CASE("a task runs nothing until it is awaited", "[task]") {
   test_loop loop;

@@ -28,11 +28,11 @@ class composite : public waiter {
   composite(composite&& other) noexcept : waiter(other) {}  // before it is awaited
 
   /// Called by each branch when it has ended.
-  void branch_ended(std::exception_ptr failure, bool unwound) noexcept {
+  void branch_ended(const std::exception_ptr& failure, bool unwound) noexcept {
     any_unwound_ = any_unwound_ || unwound;
     --live_;
     if (failure && !failure_) {
-      failure_ = std::move(failure);
+      failure_ = failure;
       cancel_branches();
     }
     one_ended();
@@ -148,7 +148,7 @@ class branch final : public root {
       failure = promise().exception();
       finished_ = !failure;
     }
-    owner_->branch_ended(std::move(failure), how == outcome::unwound);
+    owner_->branch_ended(failure, how == outcome::unwound);
   }
 
   auto& promise() const noexcept {

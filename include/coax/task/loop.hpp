@@ -200,9 +200,10 @@ class loop {
   bool may_start_inline() const noexcept { return depth_ < inline_depth_max; }
   /// Runs `coroutine` up to its first wait.
   void start_inline(std::coroutine_handle<> coroutine) noexcept {
-    ++depth_;
+    const int outside = depth_;
+    depth_ = outside + 1;
     coroutine.resume();
-    --depth_;
+    depth_ = outside;
   }
 
   /// Each time it is resumed, a coroutine may complete only so many waits at once; beyond, it queues like

@@ -53,15 +53,14 @@ class task_link {
   std::coroutine_handle<> child;
 
  protected:
-  void awaited_by(promise_base& parent) noexcept {
-    parent_and_mark_ = reinterpret_cast<std::uintptr_t>(&parent);
+  static constexpr std::uintptr_t inside = 1;
+
+  void awaited_by(promise_base& parent, std::uintptr_t mark) noexcept {
+    parent_and_mark_ = reinterpret_cast<std::uintptr_t>(&parent) | mark;
   }
-  void child_enters() noexcept { parent_and_mark_ |= inside; }
   void child_has_left() noexcept { parent_and_mark_ &= ~inside; }
 
  private:
-  static constexpr std::uintptr_t inside = 1;
-
   std::uintptr_t parent_and_mark_;  // once it is awaited
 };
 
@@ -98,8 +97,14 @@ class promise_base {
     return true;
   }
 
+  /// Its coroutine, found without asking whoever holds it: nothing but its own frame is touched. It is as
+  /// far from here as from the promise that this is a base of, which detail::initial_awaiter makes sure of.
+  std::coroutine_handle<> coroutine() noexcept {
+    return std::coroutine_handle<promise_base>::from_promise(*this);
+  }
+
   /// The coroutine has returned or thrown, and is suspended for good.
-  void finished() noexcept;
+  inline void finished() noexcept;
 
   /// The coroutine was resumed by something that is not of coax.
   void resumed_by_others() const noexcept;
@@ -113,6 +118,9 @@ class promise_base {
   friend class root;
   template <class T>
   friend class task_awaiter;
+
+  /// `finished`, where the loop has to go on with what is around it.
+  void tell_loop() noexcept;
 
   union {
     coax::root* root_ = nullptr;
@@ -198,7 +206,7 @@ class waiter : public ready_node {
   /// Resumes the coroutine, whose wait has ended.
   void run() noexcept final {
     queued_ = false;
-    loop::current().set_running_root(root_);
+    loop::running()->set_running_root(root_);
     coroutine_.resume();
   }
 
@@ -367,9 +375,6 @@ class root : public ready_node {
 #endif
   }
 
-  std::coroutine_handle<> leaf_handle() const noexcept {
-    return leaf_->link_ != nullptr ? leaf_->link_->child : first_;
-  }
   void unwind_later() noexcept {
     phase_ = phase::unwinding;
     loop::current().make_ready(*this);
@@ -379,20 +384,21 @@ class root : public ready_node {
     loop::current().make_ready(*this);
   }
 
-  std::coroutine_handle<> first_;
-  promise_base* leaf_ = nullptr;  // the innermost task while the chain is suspended
-  waiter* waiter_ = nullptr;      // what it waits for
-  root_list* list_ = nullptr;
-  root* before_ = nullptr;
-  root* after_ = nullptr;
-  detail::locals_reference locals_;
-  // In the order in which they fill the gaps: each connection is served by a root.
+  // What each wait and each turn looks at comes first, together; and no gaps: each connection is served
+  // by a root.
   std::uint32_t loop_ = 0;  // the number of that where it runs, once it was started
   std::uint16_t shields_ = 0;
   phase phase_ = phase::unstarted;
   bool cancelled_ : 1 = false;
   bool listed_ : 1 = false;
-  bool inside_ : 1 = false;  // of start_now, the first task; compare task_link
+  bool inside_ : 1 = false;       // of start_now, the first task; compare task_link
+  promise_base* leaf_ = nullptr;  // the innermost task while the chain is suspended
+  waiter* waiter_ = nullptr;      // what it waits for
+  std::coroutine_handle<> first_;
+  root_list* list_ = nullptr;
+  root* before_ = nullptr;
+  root* after_ = nullptr;
+  detail::locals_reference locals_;
 };
 
 inline bool waiter::begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept {
@@ -434,10 +440,16 @@ inline void waiter::end(state how) noexcept {
   resume_later();
 }
 
-inline void promise_base::finished() noexcept {
+[[gnu::always_inline]] inline void promise_base::finished() noexcept {
   if (link_ != nullptr) {
     root_->leaf_ = link_->parent();
     if (link_->child_is_inside()) return;
+  }
+  tell_loop();
+}
+
+[[gnu::noinline]] inline void promise_base::tell_loop() noexcept {
+  if (link_ != nullptr) {
     root_->phase_ = root::phase::resuming;
   } else {
     if (root_->inside_) return;
@@ -468,17 +480,17 @@ inline void root::run() noexcept {
 
 inline void root::resume() noexcept {
   phase_ = phase::waiting;
-  loop::current().set_running_root(this);
-  leaf_handle().resume();
+  loop::running()->set_running_root(this);
+  leaf_->coroutine().resume();
 }
 
 /// Destroys the chain from the leaf outward, one frame after the other: nested destructors would
 /// recurse, and a deep chain would overflow the stack.
-inline void root::unwind() noexcept {
+[[gnu::noinline, gnu::cold]] inline void root::unwind() noexcept {
   loop::current().set_running_root(this);
   for (promise_base* at = leaf_; at != nullptr;) {
     detail::task_link* link = at->link_;
-    const std::coroutine_handle<> frame = leaf_handle();
+    const std::coroutine_handle<> frame = at->coroutine();
     if (link != nullptr) {
       leaf_ = at = link->parent();
       link->child = nullptr;  // the parent's awaiter must not destroy it a second time

@@ -199,10 +199,10 @@ class scope {
     closed_ = true;
     end_->cancel_all_but_the_body();
   }
-  void child_ended(std::exception_ptr failure, bool unwound) noexcept {
+  void child_ended(const std::exception_ptr& failure, bool unwound) noexcept {
     --size_;
     if (size_ == 0 && join_ != nullptr) std::exchange(join_, nullptr)->all_ended();
-    end_->branch_ended(std::move(failure), unwound);
+    end_->branch_ended(failure, unwound);
   }
 
   detail::scope_end* end_ = nullptr;
@@ -230,7 +230,7 @@ inline void scope_child::ended(outcome how) noexcept {
   }
   scope& owner = static_cast<scope_end*>(list()->of())->scope_;
   delete this;  // before the scope is told: it may end now, and what the arguments refer to with it
-  owner.child_ended(std::move(failure), how == outcome::unwound);
+  owner.child_ended(failure, how == outcome::unwound);
 }
 
 inline void scope_end::begin() noexcept {

@@ -93,7 +93,7 @@ class initial_awaiter {
   bool await_ready() const noexcept { return false; }
   template <class Promise>
   void await_suspend(std::coroutine_handle<Promise> self) const noexcept {
-    if (!self.promise().is_where_it_said())
+    if (!self.promise().is_where_it_said() || self.promise().coroutine() != self)
       fatal(
           "this compiler has laid out a coroutine frame wrongly (a defect of g++ 12: `if (co_await x)`, `while "
           "(co_await x)` or `switch (co_await x)` in a coroutine without local variables). Name the awaited value: "
@@ -106,7 +106,7 @@ class final_awaiter {
  public:
   bool await_ready() const noexcept { return false; }
   template <class Promise>
-  void await_suspend(std::coroutine_handle<Promise> self) const noexcept {
+  [[gnu::always_inline]] void await_suspend(std::coroutine_handle<Promise> self) const noexcept {
     self.promise().finished();
   }
   void await_resume() const noexcept {}
@@ -136,6 +136,7 @@ class promise_of : public promise_base, public framed {
   /// What it gave, moved out; rethrows what it threw.
   T take() { return returned_.take(); }
 
+  using promise_base::coroutine;
   using promise_base::finished;
   using promise_base::is_where_it_said;
 
@@ -260,11 +261,12 @@ class [[nodiscard]] task_awaiter : private detail::task_link {
 
   bool await_ready() const noexcept { return false; }
 
+  // Inline, as is all that a task goes through which ends at once: it costs a quarter less with g++, and
+  // half with clang.
   template <class P>
-  bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
+  [[gnu::always_inline]] bool await_suspend(std::coroutine_handle<P> coroutine) noexcept {
     static_assert(task_promise<P>,
                   "a coax::task is awaited by a coax::task; elsewhere, spawn it in a scope");
-    awaited_by(coroutine.promise());
     coax::root& root = *coroutine.promise().root();
     promise_base& begun = callee();
     begun.root_ = &root;
@@ -272,11 +274,12 @@ class [[nodiscard]] task_awaiter : private detail::task_link {
 
     loop& here = loop::current();
     if (here.may_start_inline()) {
-      child_enters();
+      awaited_by(coroutine.promise(), inside);
       here.start_inline(child);
       if (child.done()) return false;
       child_has_left();
     } else {
+      awaited_by(coroutine.promise(), 0);
       root.leaf_ = &begun;
       root.resume_later();
     }
