@@ -44,7 +44,7 @@ class frames {
     return fresh;
   }
 
-  [[gnu::always_inline]] static void deallocate(void* memory, std::size_t size) noexcept {
+  static void deallocate(void* memory, std::size_t size) noexcept {
     const std::size_t index = class_of(size);
     if (index >= class_count || !keep(memory, lists_.classes[index])) give_up(memory, size);
   }
@@ -217,8 +217,10 @@ class frames {
 
 /// Gives a class, or a promise and so its coroutine frames, memory from `frames`.
 struct framed {
-  static void* operator new(std::size_t size) { return frames::allocate(size); }
-  static void operator delete(void* memory, std::size_t size) noexcept {
+  [[gnu::always_inline]] static void* operator new(std::size_t size) {
+    return frames::allocate(size);
+  }
+  [[gnu::always_inline]] static void operator delete(void* memory, std::size_t size) noexcept {
     frames::deallocate(memory, size);
   }
   static void* operator new(std::size_t size, std::align_val_t alignment) {

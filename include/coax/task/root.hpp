@@ -303,8 +303,9 @@ class root : public ready_node {
     leaf_ = &first.promise();
     leaf_->root_ = this;
     leaf_->link_ = nullptr;
-    join(list);
-    const root* by = loop::current().running_root();
+    loop& here = loop::current();
+    join(list, here);
+    const root* by = here.running_root();
     if (by == nullptr && list.of() != nullptr) by = list.of()->root();  // begun between two tasks
     if (by != nullptr) locals_ = by->locals_;
   }
@@ -348,14 +349,14 @@ class root : public ready_node {
   void resume() noexcept;
   void unwind() noexcept;
 
-  void join(root_list& list) noexcept {
+  void join(root_list& list, loop& here) noexcept {
     list_ = &list;
     listed_ = true;
     before_ = list.last_;
     (before_ == nullptr ? list.first_ : before_->after_) = this;
     list.last_ = this;
-    loop_ = loop::current().number();
-    ++loop::current().counted().roots;
+    loop_ = here.number();
+    ++here.counted().roots;
   }
   /// It has ended, or is destroyed before it has.
   void leave() noexcept {

@@ -44,17 +44,21 @@ consteval bool can_be_spawned() noexcept {
 
 /// A child of a scope: a root in the list of the scope's end.
 class scope_child : public root, public framed {
- public:
-  virtual ~scope_child() { destroy_first(); }
-
  protected:
   scope_child() = default;
+  ~scope_child() { destroy_first(); }
 
   void begin(scope& owner, task<> t) noexcept;
 
- private:
-  friend class coax::scope;
-  inline void ended(outcome how) noexcept override;
+  /// What the task threw. Destroys its frame, whose parameters may refer to the arguments.
+  std::exception_ptr take_failure(outcome how) noexcept {
+    if (how == outcome::unwound) return nullptr;
+    std::exception_ptr failure = first<task<>::promise_type>().promise().exception();
+    destroy_first();
+    return failure;
+  }
+  scope& owner() const noexcept;
+  static void tell(scope& owner, const std::exception_ptr& failure, outcome how) noexcept;
 };
 
 /// A child with what it was spawned with: a coroutine lambda runs in its closure, and parameters
@@ -79,6 +83,13 @@ class spawned final : public scope_child {
   }
 
  private:
+  void ended(outcome how) noexcept override {
+    const std::exception_ptr failure = this->take_failure(how);
+    scope& owner = this->owner();
+    delete this;  // before the scope is told: it may end now, and what the arguments refer to with it
+    scope_child::tell(owner, failure, how);
+  }
+
   static constexpr bool is_plain = std::is_function_v<std::remove_pointer_t<F>>;
   struct nothing {
     explicit nothing(F) noexcept {}
@@ -222,14 +233,12 @@ inline void scope_child::begin(scope& owner, task<> t) noexcept {
   start_later();
 }
 
-inline void scope_child::ended(outcome how) noexcept {
-  std::exception_ptr failure;
-  if (how == outcome::finished) {
-    failure = first<task<>::promise_type>().promise().exception();
-    destroy_first();  // before the arguments, which its parameters may refer to
-  }
-  scope& owner = static_cast<scope_end*>(list()->of())->scope_;
-  delete this;  // before the scope is told: it may end now, and what the arguments refer to with it
+inline scope& scope_child::owner() const noexcept {
+  return static_cast<scope_end*>(list()->of())->scope_;
+}
+
+inline void scope_child::tell(scope& owner, const std::exception_ptr& failure,
+                              outcome how) noexcept {
   owner.child_ended(failure, how == outcome::unwound);
 }
 
