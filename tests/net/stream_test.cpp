@@ -258,29 +258,6 @@ TEST_CASE("adopt leaves alone what is no stream socket") {
   });
 }
 
-TEST_CASE("adopt refuses what is a stream already") {
-  on_each_backend([]() -> task<> {
-    stream_pair both(transport::tcp);
-    const int number = both.near.native_handle();
-    auto again = stream::adopt(number);
-    CHECK(again.error() == std::errc::device_or_resource_busy);
-    CHECK(::fcntl(number, F_GETFD) != -1);
-    co_await exchange(both.near, both.far, 10, 10);
-
-    // Its number can be taken over again once it is gone.
-    {
-      const stream gone = std::move(both.near);
-    }
-    raw_pair next = raw_connected(transport::tcp);
-    coax::unique_fd moved(next.near.get() == number ? next.near.release()
-                                                    : ::dup3(next.near.get(), number, O_CLOEXEC));
-    REQUIRE(moved.get() == number);
-    auto adopted = stream::adopt(number);
-    REQUIRE(adopted);
-    moved.release();
-  });
-}
-
 TEST_CASE("a stream knows both of its addresses") {
   on_each_backend([]() -> task<> {
     stream_pair both(transport::tcp);

@@ -87,12 +87,6 @@ class io_loop : public loop {
 
   // --- for streams ---
 
-  /// Whether `fd` is a stream's, be it one that is being closed.
-  bool is_owned(int fd) noexcept {
-    const descriptor* d = descriptors_.known(fd);
-    return d != nullptr && (d->owned || d->closing);
-  }
-
   /// Takes over the descriptor of a new stream.
   void own(int fd, bool tcp) {
     descriptor* d = descriptors_.find(fd);

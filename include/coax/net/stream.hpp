@@ -47,9 +47,8 @@ class stream {
   /// Takes over `fd`, a connected stream socket.
   ///
   /// Errors    EBADF, ENOTSOCK as getsockopt(2); std::errc::invalid_argument for another type
-  ///           of socket, or one that listens; std::errc::device_or_resource_busy when it is a stream of
-  ///           this reactor already. `fd` stays the caller's then. Where no reactor runs the program ends
-  ///           with a message.
+  ///           of socket, or one that listens. `fd` stays the caller's then. Where no reactor runs the
+  ///           program ends with a message.
   static result<stream> adopt(int fd) {
     int type = 0;
     int domain = 0;
@@ -59,7 +58,6 @@ class stream {
     if (got == 0) got = calls.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
     if (got < 0) return std::error_code(-got, std::system_category());
     if (type != SOCK_STREAM || calls.listens(fd) == 0) return std::errc::invalid_argument;
-    if (reactor::current().is_owned(fd)) return std::errc::device_or_resource_busy;
     return stream(unique_fd(fd), domain != AF_UNIX);
   }
 
