@@ -92,6 +92,27 @@ TEST_CASE(
   CHECK(log.empty());
 }
 
+TEST_CASE("a function that cancels the scope before it gives its task has spawned nothing",
+          "[scope]") {
+  const counted::census counts;
+  test_loop loop;
+  std::string log;
+  loop.run([&]() -> task<> {
+    co_await coax::with_scope([&](scope& s) -> task<> {
+      const int before = counts.alive();
+      const auto cancels = [](scope& own, std::string& l, const counted& c) -> task<> {
+        own.cancel();
+        return writes(l, 'x', c);
+      };
+      s.spawn(cancels, std::ref(s), std::ref(log), counted());
+      CHECK(s.size() == 0);
+      CHECK(counts.alive() == before);
+      co_return;
+    });
+  });
+  CHECK(log.empty());
+}
+
 TEST_CASE("a scope cancelled from outside unwinds body and children, then what awaits it",
           "[scope]") {
   test_loop loop;

@@ -12,6 +12,7 @@
 #include <coroutine>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -44,11 +45,13 @@ consteval bool can_be_spawned() noexcept {
 
 /// A child of a scope: a root in the list of the scope's end.
 class scope_child : public root, public framed {
+ public:
+  /// Takes up `t` as a child of `owner`, and owns itself from then on.
+  void begin(scope& owner, task<> t) noexcept;
+
  protected:
   scope_child() = default;
   ~scope_child() { destroy_first(); }
-
-  void begin(scope& owner, task<> t) noexcept;
 
   /// What the task threw. Destroys its frame, whose parameters may refer to the arguments.
   std::exception_ptr take_failure(outcome how) noexcept {
@@ -71,15 +74,16 @@ class spawned final : public scope_child {
   explicit spawned(std::in_place_t, G&& fn, B&&... args)
       : kept_(std::forward<G>(fn)), args_(std::forward<B>(args)...) {}
 
+  /// The task of the function, which was `given` to spawn.
   template <class G>
-  void spawn(scope& owner, [[maybe_unused]] G& given) {
-    const auto call = [&](A&... args) -> task<> {
+  task<> call([[maybe_unused]] G& given) {
+    const auto with = [&](A&... args) -> task<> {
       if constexpr (is_plain)
         return std::invoke(given, std::forward<A>(args)...);
       else
         return std::invoke(kept_, std::forward<A>(args)...);
     };
-    begin(owner, std::apply(call, args_));
+    return std::apply(with, args_);
   }
 
  private:
@@ -169,14 +173,12 @@ class scope {
   void spawn(F&& fn, A&&... args) {
     if constexpr (detail::can_be_spawned<F, A...>()) {
       using child = detail::spawned<std::decay_t<F>, std::unwrap_ref_decay_t<A>...>;
-      child* c = new child(std::in_place, std::forward<F>(fn), std::forward<A>(args)...);
-      struct on_throw {
-        child* c;
-        ~on_throw() { delete c; }
-      } guard{c};
+      auto c =
+          std::make_unique<child>(std::in_place, std::forward<F>(fn), std::forward<A>(args)...);
       if (closed_) return;
-      c->spawn(*this, fn);
-      guard.c = nullptr;
+      task<> t = c->call(fn);
+      if (closed_) return;  // by the function
+      c.release()->begin(*this, std::move(t));
     }
   }
 
