@@ -27,6 +27,23 @@ void operator delete(void* block, const std::nothrow_t&) noexcept { std::free(bl
 void operator delete(void* block) noexcept { std::free(block); }
 void operator delete(void* block, std::size_t) noexcept { std::free(block); }
 
+// Those that are aligned beyond what malloc gives.
+static long aligned_blocks = 0;
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  const auto multiple = static_cast<std::size_t>(alignment);
+  void* const fresh = std::aligned_alloc(multiple, (size + multiple - 1) / multiple * multiple);
+  if (fresh == nullptr) throw std::bad_alloc();
+  ++aligned_blocks;
+  return fresh;
+}
+void operator delete(void* block, std::align_val_t) noexcept {
+  if (block != nullptr) --aligned_blocks;
+  std::free(block);
+}
+void operator delete(void* block, std::size_t, std::align_val_t alignment) noexcept {
+  operator delete(block, alignment);
+}
+
 TEST_CASE("every allocation fails: tasks, time and sync primitives", "[promises][memory]") {
   scenarios::for_each_task_scenario([]<class Scenario>(const char* name) {
     fail_every_allocation<Scenario>(name, [] { return std::make_unique<virtual_stage>(); });
@@ -97,4 +114,56 @@ TEST_CASE("to park without memory is std::bad_alloc, not an item made from an er
   coax::worker_stack<made_from_codes> idle;
   const memory::shortage shortage(1, 2);
   CHECK_THROWS_AS(static_cast<void>(idle.park()), std::bad_alloc);
+}
+
+namespace {
+
+struct alignas(64) wide {
+  std::array<std::byte, 64> bytes{};
+};
+struct thrown_when_copied {
+  thrown_when_copied() = default;
+  thrown_when_copied(const thrown_when_copied&) { throw std::bad_alloc(); }
+};
+coax::task<> takes_wide(const wide&, const thrown_when_copied&) { co_return; }
+
+}  // namespace
+
+TEST_CASE("an argument that cannot be copied leaves nothing of a child, however it is aligned",
+          "[promises][memory]") {
+  const long before = aligned_blocks;
+  virtual_stage stage;
+  actor body([]() -> coax::task<> {
+    co_await coax::with_scope([](coax::scope& s) -> coax::task<> {
+      const thrown_when_copied refused;
+      CHECK_THROWS_AS(s.spawn(takes_wide, wide(), refused), std::bad_alloc);
+      CHECK(s.size() == 0);
+      co_return;
+    });
+  }());
+  while (!body.has_ended()) stage.turn();
+  CHECK(body.how() == ending::finished);
+  CHECK(aligned_blocks == before);
+}
+
+TEST_CASE("a descriptor that is adopted without memory stays the caller's", "[promises][memory]") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reactor_stage stage(b);
+    actor body([]() -> coax::task<> {
+      scenarios::connected sockets;
+      // Beyond what the reactor's table has room for.
+      const coax::unique_fd far(::fcntl(sockets.near.get(), F_DUPFD_CLOEXEC, 700));
+      {
+        const memory::shortage shortage(1, 2);
+        auto refused = coax::stream::adopt(far.get());
+        memory::shortage::end();
+        CHECK(refused.error() == std::errc::not_enough_memory);
+      }
+      CHECK(::fcntl(far.get(), F_GETFD) != -1);
+      co_return;
+    }());
+    while (!body.has_ended()) stage.turn();
+    CHECK(body.how() == ending::finished);
+  }
 }

@@ -9,6 +9,7 @@
 #include <coax/io/undelivered.hpp>
 #include <coax/net/endpoint.hpp>
 #include <coax/task/boxed.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
@@ -47,8 +48,8 @@ class stream {
   /// Takes over `fd`, a connected stream socket.
   ///
   /// Errors    EBADF, ENOTSOCK as getsockopt(2); std::errc::invalid_argument for another type
-  ///           of socket, or one that listens. `fd` stays the caller's then. Where no reactor runs the
-  ///           program ends with a message.
+  ///           of socket, or one that listens; std::errc::not_enough_memory. `fd` stays the caller's
+  ///           then. Where no reactor runs the program ends with a message.
   static result<stream> adopt(int fd) {
     int type = 0;
     int domain = 0;
@@ -58,7 +59,9 @@ class stream {
     if (got == 0) got = calls.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
     if (got < 0) return std::error_code(-got, std::system_category());
     if (type != SOCK_STREAM || calls.listens(fd) == 0) return std::errc::invalid_argument;
-    return stream(unique_fd(fd), domain != AF_UNIX);
+    const auto own = [&] { reactor::current().own(fd, domain != AF_UNIX); };
+    if (detail::caught(own)) return std::errc::not_enough_memory;
+    return stream(fd);
   }
 
   stream(stream&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
@@ -165,6 +168,7 @@ class stream {
   friend class listener;
   friend task<result<stream>> connect(endpoint to);
 
+  explicit stream(int owned) noexcept : fd_(owned) {}
   stream(unique_fd connected, bool tcp) : fd_(connected.get()) {
     reactor::current().own(fd_, tcp);
     connected.release();

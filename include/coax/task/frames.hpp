@@ -229,6 +229,10 @@ struct framed {
   static void operator delete(void* memory, std::size_t, std::align_val_t alignment) noexcept {
     ::operator delete(memory, alignment);
   }
+  // For a constructor that throws.
+  static void operator delete(void* memory, std::align_val_t alignment) noexcept {
+    ::operator delete(memory, alignment);
+  }
 };
 
 }  // namespace coax::inline COAX_ABI::detail
