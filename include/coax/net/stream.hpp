@@ -45,7 +45,7 @@ class stream {
   using boxed_send = detail::boxed<operations::send>;
 
  public:
-  /// Takes over `fd`, a connected stream socket.
+  /// Takes over `fd`, a connected stream socket. That it is another stream's already is not noticed.
   ///
   /// Errors    EBADF, ENOTSOCK as getsockopt(2); std::errc::invalid_argument for another type
   ///           of socket, or one that listens; std::errc::not_enough_memory. `fd` stays the caller's
