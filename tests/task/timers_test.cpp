@@ -202,9 +202,38 @@ TEST_CASE("a timer may be set again when it has fired", "[timers]") {
 TEST_CASE("without timers there is nothing to look for", "[timers]") {
   numbered n;
   CHECK_FALSE(n.timers.next());
+  CHECK_FALSE(n.timers.look_by());
   n.set(at(5));
   n.timers.drop(n[0]);
+  CHECK_FALSE(n.timers.look_by());
   CHECK_FALSE(n.timers.next());
+}
+
+TEST_CASE(
+    "whatever was dropped, a look is due by the first deadline, and once it was taken no sooner",
+    "[timers]") {
+  numbered n;
+  n.set(at(10));
+  n.set(at(20));
+  n.timers.drop(n[0]);
+  CHECK(n.timers.look_by() <= at(20));
+  n.timers.expire(at(10));
+  CHECK(n.fired.empty());
+  CHECK(n.timers.look_by() == at(20));
+  n.set(at(15));
+  CHECK(n.timers.look_by() == at(15));
+  n.timers.expire(at(20));
+  CHECK(n.fired == order{2, 1});
+}
+
+TEST_CASE("time that passes with nothing due counts for deadlines that have passed", "[timers]") {
+  numbered n;
+  n.set(at(1'000));
+  n.timers.expire(at(500));
+  n.set(at(400));
+  n.set(at(300));
+  n.timers.expire(at(2'000));
+  CHECK(n.fired == order{1, 2, 0});
 }
 
 TEST_CASE("when to look next is exact while few timers are set", "[timers]") {

@@ -65,7 +65,7 @@ class reactor : public io_loop {
   void turn() noexcept {
     owner().check();
     const running_here guard(*this);
-    poll(would_wait() ? next_deadline() : std::optional(clock::time_point::min()));
+    poll(would_wait() ? look_by() : std::optional(clock::time_point::min()));
     turn_begins();
     bool ran = false;
     do {

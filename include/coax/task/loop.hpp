@@ -160,7 +160,11 @@ class loop {
     count_limits();
     timers_.set(t, deadline);
   }
-  /// When to look at the timers again: see timers::next.
+  /// When to look at the timers again: see timers::look_by, timers::next.
+  std::optional<clock::time_point> look_by() noexcept {
+    count_limits();
+    return timers_.look_by();
+  }
   std::optional<clock::time_point> next_deadline() noexcept {
     count_limits();
     return timers_.next();

@@ -34,6 +34,15 @@ struct timer_link {
     next = &other;
     previous->next = other.previous = this;
   }
+  /// Links all of the list `others`, in their order, before this one.
+  void link_all_before(timer_link& others) noexcept {
+    if (others.alone()) return;
+    others.next->previous = previous;
+    previous->next = others.next;
+    others.previous->next = this;
+    previous = others.previous;
+    others.previous = others.next = &others;
+  }
 };
 
 }  // namespace detail
@@ -59,13 +68,17 @@ class timer : private detail::timer_link {
 
  private:
   friend class timers;
-  // Its limit, until `timers::set` or `count_from`. Then its deadline, or the wheel's time where that is
-  // later.
+  // Its limit, until `timers::set` or `count_from`. Then its deadline, or the time it was set at where that
+  // is later.
   std::uint64_t when_ = 0;
 };
 
 /// All timers of a loop: set and dropped in O(1), fired in order of deadline, ties in order of
 /// setting.
+///
+/// Most are dropped long before they are due. So a timer first goes to the end of a list, and only that the
+/// first deadline is not before `first_` is known of it. When the time comes to that, those of the list that
+/// are left are sorted into a wheel, each once.
 ///
 /// A hierarchical wheel over nanoseconds: level L has 64 slots of 64^L ns. A timer sits at the
 /// level of the highest digit (base 64) in which its deadline differs from the wheel's time; when
@@ -77,7 +90,8 @@ class timers {
   explicit timers(clock::time_point start) noexcept : now_(ticks(start)) {}
 
   void set(timer& t, clock::time_point deadline) noexcept {
-    insert_at(t, deadline);
+    is_due(t, deadline);
+    t.link_before(unsorted_);
     ++count_;
   }
 
@@ -89,11 +103,11 @@ class timers {
   }
   bool has_uncounted() const noexcept { return !uncounted_.alone(); }
   void count_from(clock::time_point now) noexcept {
-    while (has_uncounted()) {
-      timer& t = static_cast<timer&>(*uncounted_.next);
-      t.unlink();
-      insert_at(t, t.limit().after(now));
+    for (detail::timer_link* link = uncounted_.next; link != &uncounted_; link = link->next) {
+      timer& t = static_cast<timer&>(*link);
+      is_due(t, t.limit().after(now));
     }
+    unsorted_.link_all_before(uncounted_);
   }
 
   /// Takes `t` out if it is set.
@@ -107,44 +121,29 @@ class timers {
   std::size_t size() const noexcept { return count_; }
 
   /// False when `expire(now)` would fire none.
-  bool may_be_due(clock::time_point now) const noexcept {
-    const auto first = first_slot();
-    return first && first->start <= ticks(now);
-  }
+  bool may_be_due(clock::time_point now) const noexcept { return first_ <= ticks(now); }
 
   /// Fires all timers whose deadline is not after `now`.
   void expire(clock::time_point now) noexcept {
     const std::uint64_t until = std::max(ticks(now), now_);
-    while (const auto first = first_slot()) {
-      if (first->start > until) break;
-      now_ = first->start;
-      detail::timer_link& slot = slots_[first->level][first->index];
-      if (first->level == 0) {
-        timer& t = static_cast<timer&>(*slot.next);
-        drop(t);
-        t.expired();
-      } else {
-        spread(slot, first->level, first->index);
-      }
-    }
+    if (first_ <= until) turn_to(until);
     now_ = until;
   }
 
-  /// When to look again: the first deadline, or a point before it, never one after. Limits that do not
-  /// count yet are left out.
-  std::optional<clock::time_point> next() const noexcept {
+  /// When to look again at the latest: never after the first deadline. It may be long before that, as the
+  /// deadline of one that was dropped, and is cheap. Limits that do not count yet are left out.
+  std::optional<clock::time_point> look_by() const noexcept {
+    if (count_ == 0) return std::nullopt;
+    return point(first_);
+  }
+
+  /// The same, as late as possible: the first deadline, or a point before it where many are set.
+  std::optional<clock::time_point> next() noexcept {
+    first_ = UINT64_MAX;
     const auto first = first_slot();
     if (!first) return std::nullopt;
-    // The first slot holds the first deadline. Where few share the slot, say it exactly: waking at
-    // the slot's start would only be a step on the way.
-    const detail::timer_link& slot = slots_[first->level][first->index];
-    std::uint64_t earliest = UINT64_MAX;
-    int looked_at = 0;
-    for (const detail::timer_link* link = slot.next; link != &slot; link = link->next) {
-      if (++looked_at > exact_up_to) return point(first->start);
-      earliest = std::min(earliest, static_cast<const timer*>(link)->when_);
-    }
-    return point(earliest);
+    first_ = first_in(*first);
+    return point(first_);
   }
 
  private:
@@ -167,8 +166,13 @@ class timers {
     return clock::time_point(clock::duration(static_cast<clock::rep>(t)));
   }
 
+  void is_due(timer& t, clock::time_point deadline) noexcept {
+    t.when_ = std::max(ticks(deadline), now_);
+    first_ = std::min(first_, t.when_);
+  }
+
   std::size_t level_of(std::uint64_t when) const noexcept {
-    const std::uint64_t differing = when ^ now_;
+    const std::uint64_t differing = when ^ turned_to_;
     return differing == 0 ? 0
                           : (static_cast<std::size_t>(std::bit_width(differing)) - 1) / digit_bits;
   }
@@ -176,10 +180,6 @@ class timers {
     return (when >> (digit_bits * level)) % slot_count;
   }
 
-  void insert_at(timer& t, clock::time_point deadline) noexcept {
-    t.when_ = std::max(ticks(deadline), now_);
-    insert(t);
-  }
   void insert(timer& t) noexcept {
     const std::size_t level = level_of(t.when_);
     const std::size_t index = index_in(level, t.when_);
@@ -188,7 +188,35 @@ class timers {
     levels_ |= 1U << level;
   }
 
-  std::optional<place> first_slot() const noexcept {
+  [[gnu::noinline]] void turn_to(std::uint64_t until) noexcept {
+    while (const auto first = first_slot()) {
+      if (first->start > until) break;
+      turned_to_ = first->start;
+      detail::timer_link& slot = slots_[first->level][first->index];
+      if (first->level == 0) {
+        now_ = turned_to_;
+        timer& t = static_cast<timer&>(*slot.next);
+        drop(t);
+        t.expired();
+      } else {
+        spread(slot, first->level, first->index);
+      }
+    }
+    turned_to_ = until;
+    next();
+  }
+
+  /// From the front, so that ties stay in the order of setting.
+  void sort_in(detail::timer_link& list) noexcept {
+    while (!list.alone()) {
+      timer& t = static_cast<timer&>(*list.next);
+      t.unlink();
+      insert(t);
+    }
+  }
+
+  std::optional<place> first_slot() noexcept {
+    sort_in(unsorted_);
     for (; levels_ != 0; levels_ &= levels_ - 1) {
       const auto level = static_cast<std::size_t>(std::countr_zero(levels_));
       for (; occupied_[level] != 0; occupied_[level] &= occupied_[level] - 1) {
@@ -196,27 +224,39 @@ class timers {
         if (slots_[level][index].alone()) continue;  // all of it was dropped meanwhile
         const unsigned shift = static_cast<unsigned>(digit_bits * level);
         const unsigned above = shift + digit_bits;
-        const std::uint64_t high = above >= 64 ? 0 : (now_ >> above) << above;
+        const std::uint64_t high = above >= 64 ? 0 : (turned_to_ >> above) << above;
         return place{level, index, high | (std::uint64_t{index} << shift)};
       }
     }
     return std::nullopt;
   }
 
+  /// The first slot holds the first deadline. Where few share the slot, it is said exactly: waking at the
+  /// slot's start would only be a step on the way.
+  std::uint64_t first_in(const place& where) const noexcept {
+    const detail::timer_link& slot = slots_[where.level][where.index];
+    std::uint64_t earliest = UINT64_MAX;
+    int looked_at = 0;
+    for (const detail::timer_link* link = slot.next; link != &slot; link = link->next) {
+      if (++looked_at > exact_up_to) return where.start;
+      earliest = std::min(earliest, static_cast<const timer*>(link)->when_);
+    }
+    return earliest;
+  }
+
   void spread(detail::timer_link& slot, std::size_t level, std::size_t index) noexcept {
     occupied_[level] &= ~(std::uint64_t{1} << index);
-    while (!slot.alone()) {  // from the front, so that ties stay in the order of setting
-      timer& t = static_cast<timer&>(*slot.next);
-      t.unlink();
-      insert(t);
-    }
+    sort_in(slot);
   }
 
   std::uint64_t now_;
+  std::uint64_t first_ = UINT64_MAX;  // the first deadline that counts is not before that
   std::size_t count_ = 0;
   detail::timer_link uncounted_;
-  mutable std::array<std::uint64_t, level_count> occupied_{};  // slots that may have timers
-  mutable std::uint32_t levels_ = 0;                           // levels that may have such slots
+  detail::timer_link unsorted_;
+  std::uint64_t turned_to_ = now_;                     // the wheel's time
+  std::array<std::uint64_t, level_count> occupied_{};  // slots that may have timers
+  std::uint32_t levels_ = 0;                           // levels that may have such slots
   std::array<std::array<detail::timer_link, slot_count>, level_count> slots_;
 };
 
