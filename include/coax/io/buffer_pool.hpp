@@ -48,7 +48,7 @@ struct alignas(64) buffer {
   }
 
   /// A buffer for when the pool has none: it is nobody else's. Null when there is no memory.
-  static buffer* make_private() noexcept {
+  [[gnu::noinline, gnu::cold]] static buffer* make_private() noexcept {
     void* memory = ::operator new(stride, std::align_val_t(alignof(buffer)), std::nothrow);
     return memory == nullptr ? nullptr : ::new (memory) buffer;
   }

@@ -246,7 +246,7 @@ class io_loop : public loop {
 
   /// The buffers of this reactor, made when first asked for. Null when there is no memory.
   detail::buffer_pool* buffers() noexcept {
-    if (!buffers_) buffers_.reset(detail::buffer_pool::make());
+    if (!buffers_) make_buffers();
     return buffers_.get();
   }
 
@@ -296,7 +296,9 @@ class io_loop : public loop {
   /// a signal is pending, whatever came behind that; and no edge would tell of it again.
   bool there_is_more(const operation& op) noexcept {
     if (!is_reader(op) || op.watched_as() != watching::stream) return false;
-    if ((op.at_->ready & POLLPRI) == 0) return false;
+    return (op.at_->ready & POLLPRI) != 0 && is_readable(op);
+  }
+  [[gnu::noinline, gnu::cold]] bool is_readable(const operation& op) noexcept {
     pollfd now{op.fd(), POLLIN, 0};
     return calls_.poll(&now, 1) > 0;
   }
@@ -364,7 +366,9 @@ class io_loop : public loop {
 
   /// Does what was put off while something was pending on `d`.
   void settle(descriptor& d) noexcept {
-    if ((d.owned && !d.closing) || !d.idle()) return;
+    if ((!d.owned || d.closing) && d.idle()) settle_now(d);
+  }
+  [[gnu::noinline]] void settle_now(descriptor& d) noexcept {
     // Also before it is closed: another process may keep the same socket open, and the kernel
     // would go on to report it.
     if (!d.owned) forget(d);
@@ -409,6 +413,10 @@ class io_loop : public loop {
     operation* const writer = d.writer;  // cancelling the last one may renew the entry
     if (d.reader != nullptr) cancel(*d.reader);
     if (writer != nullptr && d.writer == writer) cancel(*writer);
+  }
+
+  [[gnu::noinline, gnu::cold]] void make_buffers() noexcept {
+    buffers_.reset(detail::buffer_pool::make());
   }
 
   struct abandoned {

@@ -83,7 +83,7 @@ class readiness_reactor : public reactor {
 
   /// Makes the call of the first in line. If that was asked to stop meanwhile, a result still comes
   /// first. Result: the bytes of a stream that came of it.
-  std::size_t make_next_call(ready_queue& line) noexcept {
+  [[gnu::noinline]] std::size_t make_next_call(ready_queue& line) noexcept {
     auto& op = static_cast<operation&>(*line.pop());
     op.in_line_ = false;
     if (!op.at_->is_awaited_by(op) || op.at_->closing) return was_stopped(op), 0;
