@@ -6,6 +6,7 @@
 
 #include "probes.hpp"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -14,6 +15,7 @@
 #include <type_traits>
 #include <utility>
 #include <variant>
+#include <vector>
 
 using namespace std::chrono_literals;
 using coax::task;
@@ -161,6 +163,17 @@ TEST_CASE("a race that is cancelled unwinds its branches first", "[race]") {
   loop->settle();
   CHECK(w.unwound());
   CHECK(log.size() == 2);
+}
+
+TEST_CASE("a race of a hundred thousand ends as fast as it begins", "[race]") {
+  test_loop loop;
+  loop.run([]() -> task<> {
+    std::vector<task<int>> many;
+    for (int i = 0; i < 100'000; ++i) many.push_back(after(1s * (1 + i % 100), i));
+    const auto ends = co_await coax::race(std::move(many));
+    CHECK(std::count_if(ends.begin(), ends.end(), [](const auto& e) { return e.has_value(); }) ==
+          1'000);
+  });
 }
 
 TEST_CASE("races and timeouts nest", "[race]") {

@@ -5,20 +5,44 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace coax::inline COAX_ABI {
 
+namespace detail {
+
+/// A wait in which the first branch to end cancels the others.
+class race_wait : public composite {
+ public:
+  waiting_for describe() const noexcept final { return {"a race"}; }
+
+ protected:
+  race_wait() = default;
+  race_wait(race_wait&&) = default;  // before it is awaited
+  ~race_wait() = default;
+
+  /// What has not begun by then never begins.
+  bool over() const noexcept { return over_; }
+
+ private:
+  void one_ended() noexcept final {
+    if (!std::exchange(over_, true)) cancel_branches();
+  }
+
+  bool over_ = false;
+};
+
+}  // namespace detail
+
 /// The await of `race`.
 template <class... T>
-class [[nodiscard]] race_awaiter final : public detail::composite {
+class [[nodiscard]] race_awaiter final : public detail::race_wait {
  public:
   template <class... A>
   explicit race_awaiter(std::in_place_t, A&&... awaitables)
       : branches_(detail::as_regular_task(std::forward<A>(awaitables))...) {}
-
-  waiting_for describe() const noexcept override { return {"a race"}; }
 
   std::tuple<std::optional<T>...> await_resume() {
     rethrow_failure();
@@ -28,26 +52,19 @@ class [[nodiscard]] race_awaiter final : public detail::composite {
 
  private:
   void begin() noexcept override {
-    std::apply([this](auto&... b) { ((over_ ? void() : b.begin(*this)), ...); }, branches_);
-  }
-  void one_ended() noexcept override {
-    over_ = true;
-    cancel_branches();
+    std::apply([this](auto&... b) { ((over() ? void() : b.begin(*this)), ...); }, branches_);
   }
 
   std::tuple<detail::branch<T>...> branches_;
-  bool over_ = false;
 };
 
 /// The await of `race` of a vector.
 template <class T>
-class [[nodiscard]] race_of_awaiter final : public detail::composite {
+class [[nodiscard]] race_of_awaiter final : public detail::race_wait {
  public:
   template <class A>
   explicit race_of_awaiter(std::vector<A> awaitables)
       : branches_(detail::branches_of<T>(std::move(awaitables))) {}
-
-  waiting_for describe() const noexcept override { return {"a race"}; }
 
   std::vector<std::optional<T>> await_resume() {
     rethrow_failure();
@@ -60,15 +77,10 @@ class [[nodiscard]] race_of_awaiter final : public detail::composite {
  private:
   void begin() noexcept override {
     for (auto& b : branches_)
-      if (!over_) b.begin(*this);
-  }
-  void one_ended() noexcept override {
-    over_ = true;
-    cancel_branches();
+      if (!over()) b.begin(*this);
   }
 
   std::vector<detail::branch<T>> branches_;
-  bool over_ = false;
 };
 
 /// Runs several awaitables at once; the first to end cancels the others, and all have ended when it
