@@ -6,11 +6,13 @@
 #include <coax/sync/worker_stack.hpp>
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
 #include <new>
 #include <system_error>
+#include <vector>
 
 /// Each allocation fails once, and once more together with those that follow: std::bad_alloc arrives where the task is awaited,
 /// or the error that is documented, and nothing is left behind.
@@ -162,6 +164,29 @@ TEST_CASE("a descriptor that is adopted without memory stays the caller's", "[pr
       }
       CHECK(::fcntl(far.get(), F_GETFD) != -1);
       co_return;
+    }());
+    while (!body.has_ended()) stage.turn();
+    CHECK(body.how() == ending::finished);
+  }
+}
+
+TEST_CASE("a listener that its reactor does not know yet waits out a shortage of memory",
+          "[promises][memory]") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reactor_stage stage(b);
+    actor body([]() -> coax::task<> {
+      std::vector<coax::unique_fd>
+          taken;  // so that it is beyond what the reactor's table has room for
+      do taken.emplace_back(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0));
+      while (taken.back().get() < 700);
+      auto listener = coax::listener::bind("127.0.0.1:0");
+      auto accepting = coax::within(std::chrono::milliseconds(20), listener->accept());
+      const memory::shortage shortage(1, 2);
+      auto accepted = co_await std::move(accepting);
+      memory::shortage::end();
+      CHECK(shortage.happened(1));
+      CHECK(accepted.error() == std::errc::timed_out);
     }());
     while (!body.has_ended()) stage.turn();
     CHECK(body.how() == ending::finished);

@@ -72,8 +72,8 @@ class io_loop : public loop {
 
   /// Changes when `fd` is closed, so that who comes back to a number can see whether it still is
   /// the same.
-  std::uint32_t life_of(int fd) {
-    const descriptor* d = descriptors_.find(fd);
+  std::uint32_t life_of(int fd) noexcept {
+    const descriptor* d = descriptors_.known(fd);
     return d == nullptr ? 0 : d->life;
   }
 
