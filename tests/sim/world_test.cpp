@@ -695,3 +695,19 @@ TEST_CASE("a server ends on SIGTERM: busy workers finish, and nothing is left") 
     CHECK(server.open_fds() == 0);
   }
 }
+
+TEST_CASE("what is printed of options makes the same world again") {
+  sim::options o;
+  CHECK(to_string(o) == ".seed = 1");
+  o.seed = 18'446'744'073'709'551'615U;
+  o.latency.least = 5ms;
+  o.rate = 1'000'000;
+  o.completion = sim::completion::ring;
+  o.eintr = 1e-7;
+  o.stall = 0.1;
+  o.stall_time = {1s, 2s};
+  CHECK(to_string(o) ==
+        ".seed = 18446744073709551615, .latency = {5000000ns, 0ns}, .rate = 1000000, "
+        ".completion = completion::ring, .eintr = 1e-07, .stall = 0.1, "
+        ".stall_time = {1000000000ns, 2000000000ns}");
+}

@@ -3,9 +3,11 @@
 #include <coax/config.hpp>
 #include <coax/task/clock.hpp>
 
+#include <charconv>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <string>
 
 namespace coax::inline COAX_ABI::sim {
@@ -14,6 +16,8 @@ namespace coax::inline COAX_ABI::sim {
 struct duration_range {
   clock::duration least{};
   clock::duration most{};
+
+  bool operator==(const duration_range&) const = default;
 };
 
 /// How operations end: as over epoll, or as over io_uring.
@@ -92,22 +96,27 @@ namespace coax::inline COAX_ABI::sim {
 inline std::string to_string(const options& o) {
   const options usual;
   std::string text = ".seed = " + std::to_string(o.seed);
-  const auto range = [&](const char* name, const duration_range& r) {
-    text += std::string(", .") + name + " = {" + std::to_string(r.least.count()) + "ns, " +
-            std::to_string(r.most.count()) + "ns}";
+  const auto range = [&](const char* name, const duration_range& r, const duration_range& before) {
+    if (r != before)
+      text += std::string(", .") + name + " = {" + std::to_string(r.least.count()) + "ns, " +
+              std::to_string(r.most.count()) + "ns}";
   };
   const auto number = [&](const char* name, auto value, auto before) {
-    if (value != before) text += std::string(", .") + name + " = " + std::to_string(value);
+    if (value == before) return;
+    char digits[32];  // of a double as many as make it out
+    const auto end = std::to_chars(std::begin(digits), std::end(digits), value).ptr;
+    text += std::string(", .") + name + " = " + std::string(digits, end);
   };
-  if (o.latency.most.count() != 0) range("latency", o.latency);
+  range("latency", o.latency, usual.latency);
   number("rate", o.rate, usual.rate);
   number("send_buffer", o.send_buffer, usual.send_buffer);
   number("receive_buffer", o.receive_buffer, usual.receive_buffer);
   number("fds_max", o.fds_max, usual.fds_max);
   number("backlog_max", o.backlog_max, usual.backlog_max);
-  if (o.completion == completion::ring) text += ", .completion = ring";
+  if (o.completion == completion::ring) text += ", .completion = completion::ring";
   for (const detail::named_probability& p : detail::probabilities)
     number(p.name, o.*p.value, usual.*p.value);
+  range("stall_time", o.stall_time, usual.stall_time);
   return text;
 }
 
