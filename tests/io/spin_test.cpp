@@ -79,6 +79,7 @@ TEST_CASE("options set how long a reactor spins") {
     coax::options spinning;
     spinning.backend = b;
     spinning.spin = 50us;
+    CHECK(coax::make_reactor(spinning)->spins_for().value() == 50us);
     coax::run(spinning, exchange);
   }
 }

@@ -54,6 +54,7 @@ class reactor : public io_loop {
 
   /// See options::spin.
   void set_spin(timeout how_long) noexcept { spin_ = how_long; }
+  timeout spins_for() const noexcept { return spin_; }
 
   clock::time_point now() const noexcept override {
     return clock::time_point(std::chrono::steady_clock::now().time_since_epoch());
@@ -168,7 +169,7 @@ class reactor : public io_loop {
     if (main_ != nullptr) main_->cancel();
   }
   void rethrow_failure() {
-    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+    if (failure_) detail::rethrow(std::exchange(failure_, nullptr));
   }
 
  protected:
@@ -177,7 +178,7 @@ class reactor : public io_loop {
   /// For a clock of its own, which reads `start` now.
   reactor(syscalls& calls, clock::time_point start) : io_loop(calls, start) {
     const int made = system().eventfd();
-    if (made < 0) detail::throw_system_error({-made, std::system_category()}, "coax: eventfd");
+    if (made < 0) detail::throw_system_error(detail::error_of(made), "coax: eventfd");
     wake_fd_.reset(made);
     descriptors().find(made);  // there is memory for it now, or there is no reactor
   }
