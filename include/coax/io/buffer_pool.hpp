@@ -11,7 +11,7 @@
 #include <span>
 #include <utility>
 
-#if defined(COAX_FRAMES_FROM_HEAP)
+#if defined(COAX_ADDRESS_SANITIZER)
 #include <sanitizer/asan_interface.h>
 #define COAX_BYTES_OUT_OF_USE(address, size) ASAN_POISON_MEMORY_REGION(address, size)
 #define COAX_BYTES_IN_USE(address, size) ASAN_UNPOISON_MEMORY_REGION(address, size)

@@ -9,12 +9,14 @@
 #include <new>
 #include <utility>
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define COAX_FRAMES_FROM_HEAP 1
-#endif
-#endif
 #if defined(__SANITIZE_ADDRESS__)
+#define COAX_ADDRESS_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define COAX_ADDRESS_SANITIZER 1
+#endif
+#endif
+#if defined(COAX_ADDRESS_SANITIZER) && !defined(COAX_FRAMES_FROM_HEAP)
 #define COAX_FRAMES_FROM_HEAP 1
 #endif
 
