@@ -192,7 +192,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     return first;
   }
   /// Linux lets one more wait than it was told.
-  bool is_full() const noexcept { return waiting_for_ack_ + accepted_.size() > backlog_size(); }
+  bool is_full() const noexcept { return pending_.size() + accepted_.size() > backlog_size(); }
 
   /// A peer wants to connect; `made` is this side of it.
   void admit(const std::shared_ptr<tcp_socket>& made, const packet& syn) {
@@ -203,7 +203,6 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     made->remote_host_ = syn.from_host;
     made->sending_.allow(syn.limit);
     made->listener_ = this;
-    ++waiting_for_ack_;
     pending_.push_back(made);
     made->transmit(packet::kind::syn_ack);
   }
@@ -346,7 +345,6 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
   void established(tcp_socket& made) {
     const auto at = std::find_if(pending_.begin(), pending_.end(),
                                  [&](const auto& each) { return each.get() == &made; });
-    --waiting_for_ack_;
     accepted_.push_back(std::move(*at));
     pending_.erase(at);
     changed(POLLIN);
@@ -362,7 +360,6 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
       all.push_back(each);
     }
     pending_.clear();
-    waiting_for_ack_ = 0;
     for (const auto& each : all) each->reset();
     changed(POLLHUP);
   }
@@ -371,7 +368,6 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
   void end(int error) {
     if (phase_ == phase::accepting && listener_ != nullptr) {
       tcp_socket& l = *std::exchange(listener_, nullptr);
-      --l.waiting_for_ack_;
       std::erase_if(l.pending_, [&](const auto& each) { return each.get() == this; });
     }
     phase_ = phase::closed;
@@ -402,7 +398,6 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
   bool fin_received_ = false;
 
   int backlog_ = 0;
-  std::size_t waiting_for_ack_ = 0;
   std::deque<std::shared_ptr<tcp_socket>> pending_;
   std::deque<std::shared_ptr<tcp_socket>> accepted_;
   tcp_socket* listener_ = nullptr;

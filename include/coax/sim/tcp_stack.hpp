@@ -211,18 +211,12 @@ class tcp_stack final : public receiver, public tcp_host {
   }
   static bool meets(const tcp_socket& l, const address& to) noexcept { return overlap(l, to, l); }
 
-  static bool takes(const tcp_socket& l, const address& to) noexcept {
-    if (l.local.port != to.port) return false;
-    if (l.local.ip == to.ip) return true;
-    return l.local.is_any() && (l.local.is_v4() == to.is_v4() || (!l.local.is_v4() && !l.v6only));
-  }
-
   /// Who listens there. One that names the address comes before those that take any; of several
   /// that share it, it is a decision.
   std::shared_ptr<tcp_socket> listener_of(const address& to) {
     std::vector<std::shared_ptr<tcp_socket>> found;
     for (const auto& l : listeners_) {
-      if (!takes(*l, to)) continue;
+      if (!meets(*l, to)) continue;
       const bool better = !found.empty() && l->local.ip == to.ip && found[0]->local.ip != to.ip;
       if (better) found.clear();
       if (found.empty() || l->local.ip == found[0]->local.ip) found.push_back(l);
