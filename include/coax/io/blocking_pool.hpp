@@ -3,6 +3,8 @@
 #include <coax/config.hpp>
 #include <coax/io/owner.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/io/syscalls.hpp>
+#include <coax/sync/wait_queue.hpp>
 #include <coax/task/loop.hpp>
 
 #include <pthread.h>
@@ -26,7 +28,7 @@ class blocking_wait;
 /// waits for it.
 ///
 /// Belongs to who waits until it is done or the wait is given up; then, to who comes last.
-class blocking_job : public ready_node {
+class blocking_job : public ready_node, public wait_queue<blocking_job>::place {
  public:
   blocking_job() = default;
   blocking_job(const blocking_job&) = delete;
@@ -38,10 +40,9 @@ class blocking_job : public ready_node {
 
  private:
   friend class blocking_pool;
-  friend class job_list;
   friend class blocking_wait;
 
-  enum class place : std::uint8_t { with_owner, in_line, accepted, done };
+  enum class state : std::uint8_t { with_owner, in_line, accepted, done };
 
   void run() noexcept override { tell(); }
   /// Wakes who waits. Apart for the reason that operation::start_here is.
@@ -49,38 +50,7 @@ class blocking_job : public ready_node {
 
   blocking_wait* waiting_ = nullptr;  // null: given up
   reactor* at_ = nullptr;             // where it is waited for
-  place place_ = place::with_owner;
-  blocking_job* previous_ = nullptr;
-  blocking_job* next_ = nullptr;
-};
-
-/// Jobs in order of arrival; any can be taken out.
-class job_list {
- public:
-  bool empty() const noexcept { return first_ == nullptr; }
-  std::size_t size() const noexcept { return size_; }
-
-  void push(blocking_job& job) noexcept {
-    job.previous_ = std::exchange(last_, &job);
-    job.next_ = nullptr;
-    (job.previous_ == nullptr ? first_ : job.previous_->next_) = &job;
-    ++size_;
-  }
-  void remove(blocking_job& job) noexcept {
-    (job.previous_ == nullptr ? first_ : job.previous_->next_) = job.next_;
-    (job.next_ == nullptr ? last_ : job.next_->previous_) = job.previous_;
-    --size_;
-  }
-  blocking_job& pop() noexcept {
-    blocking_job& job = *first_;
-    remove(job);
-    return job;
-  }
-
- private:
-  blocking_job* first_ = nullptr;
-  blocking_job* last_ = nullptr;
-  std::size_t size_ = 0;
+  state state_ = state::with_owner;
 };
 
 /// The threads of the process that do what blocks.
@@ -112,17 +82,17 @@ class blocking_pool {
   /// Errors    as pthread_create(3), when there is no thread to do it.
   std::error_code submit(blocking_job& job) noexcept {
     const std::lock_guard lock(mutex_);
-    if (accepted_.size() == accepted_max) {
-      job.place_ = blocking_job::place::in_line;
+    if (accepted_count_ == accepted_max) {
+      job.state_ = blocking_job::state::in_line;
       line_.push(job);
       return {};
     }
     accept(job);
-    if (accepted_.size() > idle_ && threads_ < threads_max) {
+    if (accepted_count_ > idle_ && threads_ < threads_max) {
       if (const int failed = start_thread(); failed == 0)
         ++threads_;
       else if (threads_ == 0)
-        return accepted_.remove(job), std::error_code(failed, std::system_category());
+        return --accepted_count_, accepted_.remove(job), error_of(-failed);
     }
     something_to_do_.notify_one();
     return {};
@@ -134,17 +104,18 @@ class blocking_pool {
   /// again, or it will be done for nobody and belongs to the pool.
   given_up give_up(blocking_job& job) noexcept {
     const std::lock_guard lock(mutex_);
-    if (job.place_ == blocking_job::place::done) return given_up::too_late;
+    if (job.state_ == blocking_job::state::done) return given_up::too_late;
     job.waiting_ = nullptr;
-    if (job.place_ != blocking_job::place::in_line) return given_up::abandoned;
+    if (job.state_ != blocking_job::state::in_line) return given_up::abandoned;
     line_.remove(job);
     return given_up::withdrawn;
   }
 
  private:
   void accept(blocking_job& job) noexcept {
-    job.place_ = blocking_job::place::accepted;
+    job.state_ = blocking_job::state::accepted;
     accepted_.push(job);
+    ++accepted_count_;
   }
 
   /// The life of a thread.
@@ -154,14 +125,15 @@ class blocking_pool {
       ++idle_;
       while (accepted_.empty()) something_to_do_.wait(lock);
       --idle_;
-      blocking_job& job = accepted_.pop();
-      if (!line_.empty()) accept(line_.pop());
+      blocking_job& job = *accepted_.pop();
+      --accepted_count_;
+      if (blocking_job* const next = line_.pop()) accept(*next);
       lock.unlock();
       job.perform();
       lock.lock();
       if (job.waiting_ != nullptr) {
         // Under the lock: as long as it is waited for, its reactor is there.
-        job.place_ = blocking_job::place::done;
+        job.state_ = blocking_job::state::done;
         job.at_->post(job);
       } else {
         lock.unlock();
@@ -196,8 +168,9 @@ class blocking_pool {
   const unsigned forks_ = forks_so_far();
   std::mutex mutex_;
   std::condition_variable something_to_do_;
-  job_list accepted_;
-  job_list line_;
+  wait_queue<blocking_job> accepted_;
+  wait_queue<blocking_job> line_;
+  std::size_t accepted_count_ = 0;
   std::size_t threads_ = 0;
   std::size_t idle_ = 0;
 };
