@@ -4,25 +4,10 @@
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
-#include <concepts>
 #include <type_traits>
 #include <utility>
 
 namespace coax::inline COAX_ABI {
-
-namespace detail {
-
-template <class A>
-decltype(auto) awaiter_of(A&& a) {
-  if constexpr (has_member_co_await<A>)
-    return std::forward<A>(a).operator co_await();
-  else if constexpr (has_free_co_await<A>)
-    return operator co_await(std::forward<A>(a));
-  else
-    return std::forward<A>(a);
-}
-
-}  // namespace detail
 
 /// What `co_await` of an `A` gives.
 template <class A>

@@ -41,6 +41,17 @@ concept has_member_co_await = requires(A&& a) { std::forward<A>(a).operator co_a
 template <class A>
 concept has_free_co_await = requires(A&& a) { operator co_await(std::forward<A>(a)); };
 
+/// What a `co_await` of `a` waits with.
+template <class A>
+decltype(auto) awaiter_of(A&& a) {
+  if constexpr (has_member_co_await<A>)
+    return std::forward<A>(a).operator co_await();
+  else if constexpr (has_free_co_await<A>)
+    return operator co_await(std::forward<A>(a));
+  else
+    return static_cast<std::remove_reference_t<A>&>(a);
+}
+
 /// Stands for an awaiter that lives elsewhere in the frame. Awaiting the awaiter itself, whether as
 /// lvalue or rvalue, makes g++ 12 copy it to yet another place, and an operation stays where it is.
 template <class Awaiter>
@@ -152,12 +163,8 @@ class promise_of : public promise_base, public framed {
     const auto make = [&]() -> decltype(auto) {
       if constexpr (has_await_by_task<Awaitable>)
         return typename std::remove_cvref_t<Awaitable>::by_task();
-      else if constexpr (has_member_co_await<Awaitable>)
-        return std::forward<Awaitable>(awaitable).operator co_await();
-      else if constexpr (has_free_co_await<Awaitable>)
-        return operator co_await(std::forward<Awaitable>(awaitable));
       else
-        return static_cast<std::remove_reference_t<Awaitable>&>(awaitable);
+        return awaiter_of(std::forward<Awaitable>(awaitable));
     };
     using awaiter = decltype(make());
     if constexpr (!resumed_by_loop<std::remove_reference_t<awaiter>>)
