@@ -7,11 +7,9 @@
 #include <coax/task/clock.hpp>
 #include <coax/task/result.hpp>
 
-#include <cerrno>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>

@@ -3,7 +3,7 @@
 #include <coax/config.hpp>
 #include <coax/io/readiness_reactor.hpp>
 #include <coax/io/unique_fd.hpp>
-#include <coax/task/result.hpp>
+#include <coax/task/exceptions.hpp>
 
 #include <poll.h>
 #include <sys/epoll.h>

@@ -77,11 +77,11 @@ inline task<result<std::size_t>> poll(std::span<pollfd> fds) {
   syscalls& calls = reactor::current().system();
   while (true) {
     const int ready = calls.poll(fds.data(), fds.size());
-    if (ready < 0 && ready != -EINTR) co_return std::error_code(-ready, std::system_category());
+    if (ready < 0 && ready != -EINTR) co_return detail::error_of(ready);
     if (ready > 0) co_return static_cast<std::size_t>(ready);
     if (!set) {
       const int made = calls.epoll_create();
-      if (made < 0) co_return std::error_code(-made, std::system_category());
+      if (made < 0) co_return detail::error_of(made);
       set.reset(made);
       for (const pollfd& wanted : fds) {
         if (wanted.fd < 0) continue;
@@ -91,8 +91,7 @@ inline task<result<std::size_t>> poll(std::span<pollfd> fds) {
         for (const pollfd& same : fds)
           if (same.fd == wanted.fd) events |= static_cast<unsigned short>(same.events);
         const int added = calls.epoll_add(set.get(), wanted.fd, events);
-        if (added < 0 && added != -EEXIST && added != -EPERM)
-          co_return std::error_code(-added, std::system_category());
+        if (added < 0 && added != -EEXIST && added != -EPERM) co_return detail::error_of(added);
       }
     }
     auto woken = co_await operations::poll(set.get(), POLLIN);

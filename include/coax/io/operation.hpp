@@ -2,14 +2,11 @@
 
 #include <coax/config.hpp>
 #include <coax/io/syscalls.hpp>
-#include <coax/task/fatal.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
 
 #include <poll.h>
 
-#include <cerrno>
-#include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <system_error>
@@ -110,9 +107,11 @@ class operation : public waiter {
   /// -errno or one of coax::errc, negated and beyond errno, as an error code.
   static std::error_code error_of(int answer) noexcept {
     if (answer == cut_before) return errc::transfer_cut;
-    return {-answer, std::system_category()};
+    return detail::error_of(answer);
   }
   static constexpr int cut_before = -100'000;
+  static constexpr std::size_t bytes_max = std::size_t{1}
+                                           << 30;  // the answer of one call is an int
 
   // In the order that leaves no gap but one at the end, for what is derived: each connection that waits
   // holds an operation.

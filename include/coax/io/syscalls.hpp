@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -29,6 +30,13 @@
 #endif
 
 namespace coax::inline COAX_ABI {
+
+namespace detail {
+
+/// A -errno as an error code.
+inline std::error_code error_of(int answer) noexcept { return {-answer, std::system_category()}; }
+
+}  // namespace detail
 
 /// The system calls coax makes on behalf of tasks. This is the kernel; a test or a simulation
 /// overrides what it wants to answer itself.

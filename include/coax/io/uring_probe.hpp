@@ -6,6 +6,7 @@
 
 #include <coax/io/buffer_pool.hpp>
 #include <coax/io/provided_buffers.hpp>
+#include <coax/io/syscalls.hpp>
 #include <coax/io/thread_sanitizer.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/io/uring_reactor.hpp>
@@ -52,7 +53,7 @@ inline std::error_code try_ring() noexcept {
   params.flags = uring_reactor::setup_flags;
   io_uring ring{};
   int answer = io_uring_queue_init_params(1, &ring, &params);
-  if (answer < 0) return {-answer, std::system_category()};
+  if (answer < 0) return error_of(answer);
   ring_memory::mapped();
   answer = provided.open(ring, *pool);
   if (answer == 0) {
@@ -61,7 +62,7 @@ inline std::error_code try_ring() noexcept {
   }
   ring_memory::about_to_be_unmapped();
   io_uring_queue_exit(&ring);
-  return answer < 0 ? std::error_code(-answer, std::system_category()) : std::error_code();
+  return answer < 0 ? error_of(answer) : std::error_code();
 }
 
 }  // namespace coax::inline COAX_ABI::detail

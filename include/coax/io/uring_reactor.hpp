@@ -15,7 +15,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -31,7 +30,6 @@ namespace coax::inline COAX_ABI {
 /// ring and another try.
 class uring_reactor final : public completion_reactor {
  public:
-  static constexpr unsigned entries_default = 256;
   static constexpr unsigned setup_flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
                                           IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL |
                                           IORING_SETUP_CLAMP;
@@ -40,14 +38,14 @@ class uring_reactor final : public completion_reactor {
   ///
   /// Errors    std::system_error as io_uring_queue_init_params(3): EPERM or ENOSYS where io_uring
   ///           is refused or unknown, EINVAL before Linux 6.1, ENOMEM when locked memory is short.
-  explicit uring_reactor(unsigned entries = entries_default, syscalls& calls = syscalls::kernel())
+  explicit uring_reactor(unsigned entries, syscalls& calls = syscalls::kernel())
       : completion_reactor(calls) {
     if (const int failed = set_up(entries); failed < 0)
-      detail::throw_system_error({-failed, std::system_category()}, "io_uring_setup");
+      detail::throw_system_error(detail::error_of(failed), "io_uring_setup");
   }
   /// The same, but says in `failed` why there is no ring; it is then not to be used.
   uring_reactor(unsigned entries, std::error_code& failed) {
-    if (const int answer = set_up(entries); answer < 0) failed = {-answer, std::system_category()};
+    if (const int answer = set_up(entries); answer < 0) failed = detail::error_of(answer);
   }
   ~uring_reactor() override {
     if (!is_set_up_) return;

@@ -39,7 +39,7 @@ inline task<result<stream>> connect(endpoint to) {
   if (to.family() == AF_UNSPEC) co_return std::errc::invalid_argument;
   syscalls& calls = reactor::current().system();
   const int opened = calls.socket(to.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (opened < 0) co_return std::error_code(-opened, std::system_category());
+  if (opened < 0) co_return detail::error_of(opened);
   unique_fd fd(opened);
 
   if (to.is_unix()) {
@@ -49,8 +49,7 @@ inline task<result<stream>> connect(endpoint to) {
     while (true) {
       const int answer = calls.connect(fd.get(), to.data(), to.size());
       if (answer == 0) co_return stream(std::move(fd), false);
-      if (answer != -EAGAIN && answer != -EINTR)
-        co_return std::error_code(-answer, std::system_category());
+      if (answer != -EAGAIN && answer != -EINTR) co_return detail::error_of(answer);
       co_await sleep_for(pause);
       pause = std::min<clock::duration>(pause * 2, 100ms);
     }

@@ -56,7 +56,7 @@ class listener {
     // Non-blocking, because another process may take the connection that woke this one.
     syscalls& calls = syscalls::current();
     const int made = calls.socket(where.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (made < 0) return error_of(made);
+    if (made < 0) return detail::error_of(made);
     unique_fd fd(made);
     int set = 0;
     const auto turn = [&](bool wanted, int level, int option, int value) {
@@ -69,15 +69,16 @@ class listener {
       turn(where.family() == AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, how.v6only);
       turn(how.nodelay, IPPROTO_TCP, TCP_NODELAY, 1);
       turn(how.keepalive, SOL_SOCKET, SO_KEEPALIVE, 1);
-      if (set < 0) return error_of(set);
+      if (set < 0) return detail::error_of(set);
     }
     if (const int bound = calls.bind(made, where.data(), where.size()); bound < 0)
-      return error_of(bound);
-    if (const int listens = calls.listen(made, how.backlog); listens < 0) return error_of(listens);
+      return detail::error_of(bound);
+    if (const int listens = calls.listen(made, how.backlog); listens < 0)
+      return detail::error_of(listens);
     return listener(std::move(fd), !where.is_unix());
   }
 
-  listener(listener&& other) noexcept : fd_(std::move(other.fd_)), tcp_(other.tcp_) {}
+  listener(listener&& other) noexcept = default;
   listener& operator=(listener&& other) noexcept {
     if (this != &other) {
       close();
@@ -92,8 +93,9 @@ class listener {
   ///
   /// What ends a single connection, or says that memory or descriptors are short, is not an error
   /// of the listener: the former is passed over, the latter waited out, while connections wait in
-  /// the kernel's backlog.
+  /// the kernel's backlog. The listener may be moved meanwhile.
   ///
+  /// Result    a stream with the options that `listen_options` gave.
   /// Errors    EBADF when it is closed, std::errc::operation_canceled when it is closed meanwhile,
   ///           std::errc::device_or_resource_busy when another task accepts from it; else as
   ///           accept(2).
@@ -119,7 +121,7 @@ class listener {
     socklen_t size = sizeof(storage);
     auto* address = reinterpret_cast<sockaddr*>(&storage);
     const int named = syscalls::current().getsockname(fd_.get(), address, &size);
-    if (named < 0) return error_of(named);
+    if (named < 0) return detail::error_of(named);
     return endpoint::from_sockaddr(address, size);
   }
 
@@ -130,8 +132,6 @@ class listener {
 
  private:
   listener(unique_fd fd, bool tcp) noexcept : fd_(std::move(fd)), tcp_(tcp) {}
-
-  static std::error_code error_of(int answer) noexcept { return {-answer, std::system_category()}; }
 
   static task<result<stream>> accept_on(int fd, bool tcp) {
     using namespace std::chrono_literals;

@@ -7,6 +7,7 @@
 #include <coax/io/reactor.hpp>
 #include <coax/io/syscalls.hpp>
 #include <coax/io/undelivered.hpp>
+#include <coax/io/unique_fd.hpp>
 #include <coax/net/endpoint.hpp>
 #include <coax/task/boxed.hpp>
 #include <coax/task/exceptions.hpp>
@@ -17,8 +18,8 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
-#include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <span>
@@ -57,7 +58,7 @@ class stream {
     syscalls& calls = syscalls::current();
     int got = calls.getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size);
     if (got == 0) got = calls.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
-    if (got < 0) return std::error_code(-got, std::system_category());
+    if (got < 0) return detail::error_of(got);
     if (type != SOCK_STREAM || calls.listens(fd) == 0) return std::errc::invalid_argument;
     const auto own = [&] { reactor::current().own(fd, domain != AF_UNIX); };
     if (detail::caught(own)) return std::errc::not_enough_memory;
@@ -125,6 +126,8 @@ class stream {
   /// Writes what the socket takes, at least a byte.
   ///
   /// Result    bytes taken over; 0 only for an empty span.
+  /// Errors    as `write`.
+  /// Lifetime  borrows `from` until completion.
   [[nodiscard]] boxed_send write_some(std::span<const std::byte> from) noexcept {
     return boxed_send::make(fd_, from, operations::send::until::some);
   }
@@ -137,7 +140,7 @@ class stream {
   /// Errors    as shutdown(2).
   result<void> shutdown_write() noexcept {
     const int answer = syscalls::current().shutdown(fd_, SHUT_WR);
-    if (answer < 0) return std::error_code(-answer, std::system_category());
+    if (answer < 0) return detail::error_of(answer);
     return {};
   }
 
@@ -208,7 +211,7 @@ class stream {
     socklen_t size = sizeof(storage);
     auto* address = reinterpret_cast<sockaddr*>(&storage);
     const int answer = (syscalls::current().*ask)(fd_, address, &size);
-    if (answer < 0) return std::error_code(-answer, std::system_category());
+    if (answer < 0) return detail::error_of(answer);
     return endpoint::from_sockaddr(address, size);
   }
 

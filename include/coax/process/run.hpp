@@ -6,7 +6,7 @@
 #include <coax/io/reactor.hpp>
 #include <coax/task/awaitable.hpp>
 #include <coax/task/closure.hpp>
-#include <coax/task/result.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/task.hpp>
 

@@ -11,7 +11,6 @@
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
-#include <algorithm>
 #include <cstddef>
 #include <exception>
 #include <functional>
@@ -75,7 +74,7 @@ class thread_group {
   }
 
   void rethrow_failure() const {
-    if (failure_) std::rethrow_exception(failure_);
+    if (failure_) rethrow(failure_);
   }
 
   /// What a thread that has not begun yet is to hear.

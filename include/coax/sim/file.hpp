@@ -42,7 +42,6 @@ class file {
     bool once = false;    // disarmed by the first report
     bool edge = false;    // reported when something changes, not for as long as it is true
     bool listed = false;  // waits to be reported
-    bool reports() const noexcept { return wanted != 0; }
   };
 
   watch watched;

@@ -11,7 +11,6 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -117,7 +116,6 @@ class kernel final : public syscalls, private file_owner {
     }
     gone_ = true;
   }
-  bool is_gone() const noexcept { return gone_; }
 
   // --- for the reactor ---
 

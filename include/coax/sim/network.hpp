@@ -6,7 +6,6 @@
 #include <coax/task/clock.hpp>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>

@@ -3,7 +3,6 @@
 #include <coax/config.hpp>
 #include <coax/task/clock.hpp>
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>

@@ -241,7 +241,7 @@ class world final : private host_names {
       engine_.events.run(due[picked - ready.size()]);
       network_.deliver_local();
     } else if (const std::exception_ptr failure = ready[picked]->run()) {
-      std::rethrow_exception(failure);
+      coax::detail::rethrow(failure);
     }
     for (const named_invariant& each : invariants_)
       if (!each.holds()) throw_violated(each.name);

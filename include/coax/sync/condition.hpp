@@ -7,7 +7,6 @@
 #include <coax/task/root.hpp>
 
 #include <cstdint>
-#include <utility>
 
 namespace coax::inline COAX_ABI {
 

@@ -4,7 +4,7 @@
 #include <coax/sync/semaphore.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/closure.hpp>
-#include <coax/task/result.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/task.hpp>
 

@@ -2,8 +2,8 @@
 
 #include <coax/config.hpp>
 #include <coax/sync/wait_queue.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/fatal.hpp>
-#include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
 
 #include <cstddef>

@@ -24,7 +24,7 @@ namespace coax::inline COAX_ABI::detail {
 /// root unwinds too; else it resumes. No branch outlives it.
 class composite : public waiter {
  public:
-  composite() noexcept : waiter(starting::always) {}
+  composite() noexcept : waiter(starts_always{}) {}
   composite(composite&& other) noexcept : waiter(other) {}  // before it is awaited
 
   /// Called by each branch when it has ended.

@@ -71,7 +71,7 @@ std::exception_ptr caught(F&& fn) noexcept {
   return nullptr;
 }
 
-/// What an exception says, which is one.
+/// The words of what was thrown: `what()`, where it has one.
 inline std::string words_of([[maybe_unused]] const std::exception_ptr& thrown) {
 #if defined(__cpp_exceptions)
   try {

@@ -17,7 +17,6 @@
 namespace coax::inline COAX_ABI {
 
 class loop;
-class promise_base;
 class root;
 class waiter;
 

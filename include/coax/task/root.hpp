@@ -30,7 +30,6 @@
 
 namespace coax::inline COAX_ABI {
 
-class root;
 class promise_base;
 
 namespace detail {
@@ -186,8 +185,8 @@ class waiter : public ready_node {
  protected:
   /// A wait that starts even while its root is being cancelled: the roots it waits for inherit
   /// that, and end by themselves.
-  enum class starting { unless_cancelled, always };
-  explicit waiter(starting when) noexcept : starts_always_(when == starting::always) {}
+  struct starts_always {};
+  explicit waiter(starts_always) noexcept : starts_always_(true) {}
   [[gnu::always_inline]] ~waiter() {
     if (state_ == state::waiting || queued_)
       detail::fatal("a coroutine was destroyed while it waited: cancel it, and let it unwind");
@@ -315,10 +314,7 @@ class root : public ready_node {
   }
 
   /// Starts at the next turn; cancelled before, it is destroyed without having run.
-  void start_later() noexcept {
-    phase_ = phase::unstarted;
-    loop::current().make_ready(*this);
-  }
+  void start_later() noexcept { loop::current().make_ready(*this); }
 
   /// Starts now, up to the first wait. True when it finished; `ended` is then not called.
   bool start_now() noexcept {

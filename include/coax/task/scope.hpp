@@ -186,7 +186,7 @@ class scope {
   /// as usual.
   void cancel() noexcept {
     closed_ = true;
-    if (end_ != nullptr) end_->cancel_all();
+    end_->cancel_all();
   }
 
   /// Waits until all children have ended; after `limit`, cancels those that are left and waits for

@@ -53,7 +53,6 @@ class read final : public basic_operation<read, std::size_t> {
   }
 
  private:
-  static constexpr std::size_t bytes_max = std::size_t{1} << 30;  // one call's answer fits an int
   static constexpr auto at_file_offset = ~0ULL;
 
   std::span<std::byte> into_;

@@ -4,9 +4,10 @@
 #include <coax/io/buffer_pool.hpp>
 #include <coax/io/descriptors.hpp>
 #include <coax/io/inbox.hpp>
+#include <coax/io/io_loop.hpp>
 #include <coax/io/leased_buffer.hpp>
 #include <coax/io/operation.hpp>
-#include <coax/io/reactor.hpp>
+#include <coax/io/syscalls.hpp>
 
 #include <poll.h>
 #include <sys/socket.h>
@@ -40,7 +41,7 @@ class receive final : public basic_operation<receive, leased_buffer> {
 #endif
   }
   int perform(syscalls& calls) noexcept override {
-    detail::buffer* into = reactor::current().take_buffer();
+    detail::buffer* into = io_loop::current().take_buffer();
     if (into == nullptr) return -ENOMEM;
     received_ = leased_buffer(*into);
     const int got = calls.recv(fd(), into->data(), detail::buffer::bytes_max, MSG_DONTWAIT);
@@ -55,7 +56,7 @@ class receive final : public basic_operation<receive, leased_buffer> {
   }
   bool take(int answer) noexcept override {
     if (std::exchange(polls_, false) && answer > 0) {
-      answer = perform(reactor::current().system());
+      answer = perform(syscalls::current());
       if (answer == -EAGAIN || answer == -EINTR) return false;
     }
     result_ = answer;

@@ -8,7 +8,6 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -72,7 +71,6 @@ class recv final : public basic_operation<recv, std::size_t> {
   std::span<std::byte> rest() const noexcept {
     return into_.subspan(got_, std::min(into_.size() - got_, bytes_max));
   }
-  static constexpr std::size_t bytes_max = std::size_t{1} << 30;  // one call's answer fits an int
 
   std::span<std::byte> into_;
   std::size_t got_ = 0;

@@ -7,7 +7,6 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstddef>
 #include <span>
 
@@ -58,7 +57,6 @@ class send final : public basic_operation<send, std::size_t> {
   std::span<const std::byte> rest() const noexcept {
     return from_.subspan(sent_, std::min(from_.size() - sent_, bytes_max));
   }
-  static constexpr std::size_t bytes_max = std::size_t{1} << 30;  // one call's answer fits an int
 
   std::span<const std::byte> from_;
   std::size_t sent_ = 0;

@@ -57,7 +57,6 @@ class write final : public basic_operation<write, std::size_t> {
   std::span<const std::byte> rest() const noexcept {
     return from_.subspan(written_, std::min(from_.size() - written_, bytes_max));
   }
-  static constexpr std::size_t bytes_max = std::size_t{1} << 30;  // one call's answer fits an int
   static constexpr auto at_file_offset = ~0ULL;
 
   std::span<const std::byte> from_;
