@@ -4,6 +4,7 @@
 #include <coax/io/io_loop.hpp>
 #include <coax/io/operations/poll.hpp>
 #include <coax/io/services.hpp>
+#include <coax/io/signal_bits.hpp>
 #include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/task/exceptions.hpp>
@@ -148,8 +149,8 @@ class reactor : public io_loop {
     running_here running_;
   };
 
-  /// Waits for one of `wanted` (signal n is bit n - 1) where signals are not the process's.
-  virtual std::optional<task<int>> own_signals([[maybe_unused]] std::uint64_t wanted) {
+  /// Waits for one of `wanted` where signals are not the process's.
+  virtual std::optional<task<int>> own_signals([[maybe_unused]] detail::signal_bits wanted) {
     return std::nullopt;
   }
 

@@ -3,6 +3,7 @@
 #include <coax/config.hpp>
 #include <coax/io/operations/poll.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/io/signal_bits.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
@@ -28,11 +29,6 @@ namespace coax::inline COAX_ABI::detail {
 
 class signal_awaiter;
 class signal_mailbox;
-
-/// Signals as bits: signal n is bit n - 1.
-using signal_bits = std::uint64_t;
-inline constexpr int signal_max = 64;
-constexpr signal_bits signal_bit(int number) noexcept { return signal_bits{1} << (number - 1); }
 
 /// Who hears of signals, in all threads of the process, and the handler that catches them.
 ///
@@ -277,12 +273,11 @@ inline void signal_hub::watch_from(reactor& r, signal_bits wanted) {
 }
 
 inline void signal_hub::hand_round() noexcept {
-  constexpr signal_bits stops = signal_bit(SIGINT) | signal_bit(SIGTERM);
   const signal_bits come = noted_.exchange(0);
   if (come == 0) return;
   for (int number = 1; number <= signal_max; ++number) {
     if ((come & signal_bit(number)) == 0) continue;
-    if ((stops & signal_bit(number)) != 0 && stops_left_ >= 0) {
+    if ((stop_signals & signal_bit(number)) != 0 && stops_left_ >= 0) {
       if (stops_left_ == 0) continue;
       --stops_left_;
     }

@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/io/signal_bits.hpp>
 #include <coax/process/signal_hub.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/task.hpp>
@@ -66,10 +67,7 @@ class signal_set {
 inline task<int> signals(signal_set wanted) {
   if (auto own = reactor::current().own_signals(wanted.bits())) return std::move(*own);
   detail::signal_hub::instance().watch_from(reactor::current(), wanted.bits());
-  sigset_t set;
-  sigemptyset(&set);
-  for (int number = 1; number <= detail::signal_max; ++number)
-    if ((wanted.bits() & detail::signal_bit(number)) != 0) sigaddset(&set, number);
+  const sigset_t set = detail::set_of(wanted.bits());
   ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
   return detail::wait_for_signal(wanted.bits());
 }

@@ -216,7 +216,9 @@ class host final : private host_services {
   // --- host_services ---
 
   clock::time_point now() const noexcept override { return dead_time_.value_or(engine_.now); }
-  task<int> wait_for_signal(std::uint64_t wanted) override { return signals_->wait(wanted); }
+  task<int> wait_for_signal(coax::detail::signal_bits wanted) override {
+    return signals_->wait(wanted);
+  }
 
   engine& engine_;
   const host_names& names_;

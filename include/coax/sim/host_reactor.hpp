@@ -31,7 +31,7 @@ namespace coax::inline COAX_ABI::sim {
 class host_services {
  public:
   virtual clock::time_point now() const noexcept = 0;
-  virtual task<int> wait_for_signal(std::uint64_t wanted) = 0;
+  virtual task<int> wait_for_signal(coax::detail::signal_bits wanted) = 0;
 
  protected:
   host_services() = default;
@@ -77,7 +77,7 @@ class host_reactor : public Base, public driven_loop {
   void wake() noexcept final { kernel_.wake(); }
   std::string_view backend() const noexcept final { return "simulation"; }
   bool runs_blocking_inline() const noexcept final { return true; }
-  std::optional<task<int>> own_signals(std::uint64_t wanted) final {
+  std::optional<task<int>> own_signals(coax::detail::signal_bits wanted) final {
     return services_.wait_for_signal(wanted);
   }
 

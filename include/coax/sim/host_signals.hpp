@@ -1,12 +1,11 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/io/signal_bits.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
 #include <bit>
-#include <csignal>
-#include <cstdint>
 
 namespace coax::inline COAX_ABI::sim {
 
@@ -17,21 +16,23 @@ class host_signals {
   host_signals(const host_signals&) = delete;
   host_signals& operator=(const host_signals&) = delete;
 
-  /// Waits for one of `wanted`; signal n is bit n - 1. They no longer end the program from this
+  /// Waits for one of `wanted`. They no longer end the program from this
   /// call on.
-  task<int> wait(std::uint64_t wanted) {
+  task<int> wait(coax::detail::signal_bits wanted) {
     caught_ |= wanted;
     return waiting(*this, wanted);
   }
 
-  bool catches(int number) const noexcept { return (caught_ & bit(number)) != 0; }
+  bool catches(int number) const noexcept {
+    return (caught_ & coax::detail::signal_bit(number)) != 0;
+  }
 
   /// The program gets a signal that it catches. Runs on its loop.
   void deliver(int number) noexcept {
     bool told = false;
     for (awaiter** at = &first_; *at != nullptr;) {
       awaiter& each = **at;
-      if ((each.wanted_ & bit(number)) == 0) {
+      if ((each.wanted_ & coax::detail::signal_bit(number)) == 0) {
         at = &each.next_;
         continue;
       }
@@ -39,15 +40,14 @@ class host_signals {
       each.told(number);
       told = true;
     }
-    if (!told) pending_ |= bit(number);
+    if (!told) pending_ |= coax::detail::signal_bit(number);
   }
 
  private:
-  static std::uint64_t bit(int number) noexcept { return std::uint64_t{1} << (number - 1); }
-
   class awaiter final : public waiter {
    public:
-    awaiter(host_signals& from, std::uint64_t wanted) noexcept : from_(from), wanted_(wanted) {}
+    awaiter(host_signals& from, coax::detail::signal_bits wanted) noexcept
+        : from_(from), wanted_(wanted) {}
     awaiter(const awaiter&) = delete;
     awaiter& operator=(const awaiter&) = delete;
     ~awaiter() = default;
@@ -59,9 +59,9 @@ class host_signals {
     friend class host_signals;
 
     bool start() noexcept override {
-      if (const std::uint64_t there = from_.pending_ & wanted_; there != 0) {
+      if (const coax::detail::signal_bits there = from_.pending_ & wanted_; there != 0) {
         number_ = std::countr_zero(there) + 1;
-        from_.pending_ &= ~bit(number_);
+        from_.pending_ &= ~coax::detail::signal_bit(number_);
         return true;
       }
       next_ = from_.first_;
@@ -80,18 +80,18 @@ class host_signals {
     }
 
     host_signals& from_;
-    std::uint64_t wanted_;
+    coax::detail::signal_bits wanted_;
     int number_ = 0;
     awaiter* next_ = nullptr;
   };
 
-  static task<int> waiting(host_signals& from, std::uint64_t wanted) {
+  static task<int> waiting(host_signals& from, coax::detail::signal_bits wanted) {
     const int number = co_await awaiter(from, wanted);
     co_return number;
   }
 
-  std::uint64_t caught_ = 0;
-  std::uint64_t pending_ = 0;
+  coax::detail::signal_bits caught_ = 0;
+  coax::detail::signal_bits pending_ = 0;
   awaiter* first_ = nullptr;
 };
 
