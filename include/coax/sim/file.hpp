@@ -5,6 +5,9 @@
 #include <poll.h>
 
 #include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
 
 namespace coax::inline COAX_ABI::sim {
 
@@ -70,6 +73,35 @@ class wake_up final : public file {
 
  private:
   std::uint64_t count_ = 0;
+};
+
+/// A descriptor that stands for several others.
+class file_set final : public file {
+ public:
+  unsigned events() override {
+    for (const auto& [f, wanted] : members_)
+      if (const auto there = f.lock(); there != nullptr && there->owner != nullptr &&
+                                       (there->events() & (wanted | POLLERR | POLLHUP)) != 0)
+        return POLLIN;
+    return 0;
+  }
+  bool add(const std::shared_ptr<file>& f, unsigned wanted) {
+    for (const auto& [known, events] : members_)
+      if (known.lock() == f) return false;
+    members_.emplace_back(f, wanted);
+    return true;
+  }
+  /// `f` has changed.
+  void look_at(const file& f) {
+    for (const auto& [known, events] : members_)
+      if (known.lock().get() == &f) return look();
+  }
+  void look() {
+    if (events() != 0) changed(POLLIN);
+  }
+
+ private:
+  std::vector<std::pair<std::weak_ptr<file>, unsigned>> members_;
 };
 
 }  // namespace coax::inline COAX_ABI::sim

@@ -44,35 +44,6 @@ class host_names {
   ~host_names() = default;
 };
 
-/// A descriptor that stands for several others.
-class file_set final : public file {
- public:
-  unsigned events() override {
-    for (const auto& [f, wanted] : members_)
-      if (const auto there = f.lock(); there != nullptr && there->owner != nullptr &&
-                                       (there->events() & (wanted | POLLERR | POLLHUP)) != 0)
-        return POLLIN;
-    return 0;
-  }
-  bool add(const std::shared_ptr<file>& f, unsigned wanted) {
-    for (const auto& [known, events] : members_)
-      if (known.lock() == f) return false;
-    members_.emplace_back(f, wanted);
-    return true;
-  }
-  /// `f` has changed.
-  void look_at(const file& f) {
-    for (const auto& [known, events] : members_)
-      if (known.lock().get() == &f) return look();
-  }
-  void look() {
-    if (events() != 0) changed(POLLIN);
-  }
-
- private:
-  std::vector<std::pair<std::weak_ptr<file>, unsigned>> members_;
-};
-
 /// The kernel as one program on a simulated host sees it: answers its calls, and says what has
 /// become ready. Nothing here ever waits.
 class kernel final : public syscalls, private file_owner {
@@ -333,6 +304,11 @@ class kernel final : public syscalls, private file_owner {
       if (still != nullptr && still->owner == this) changed(*still, still->events());
     });
   }
+  /// The transfers, whichever call asks for them.
+  int take_in(call how, std::string_view name, const std::shared_ptr<tcp_socket>& s, void* into,
+              std::size_t size, bool peek) noexcept;
+  int put_out(call how, std::string_view name, const std::shared_ptr<tcp_socket>& s,
+              const void* from, std::size_t size) noexcept;
   /// A fault of a transfer on `s`: what goes with the error.
   int failed(const std::shared_ptr<tcp_socket>& s, int error) {
     if (error == EAGAIN) ready_again(s);

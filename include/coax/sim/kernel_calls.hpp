@@ -86,19 +86,31 @@ inline int kernel::getsockopt(int fd, int level, int option, void* value,
 inline int kernel::recv(int fd, void* into, std::size_t size, int flags) noexcept {
   const auto s = socket_of(fd);
   if (s == nullptr) return gone_ ? -ECONNRESET : not_a_socket(fd);
-  if (const int error = fails(call::recv)) return note("recv", fd, failed(s, error));
+  return take_in(call::recv, "recv", s, into, size, (flags & MSG_PEEK) != 0);
+}
+
+inline int kernel::take_in(call how, std::string_view name, const std::shared_ptr<tcp_socket>& s,
+                           void* into, std::size_t size, bool peek) noexcept {
+  const int fd = s->fd;
+  if (const int error = fails(how)) return note(name, fd, failed(s, error));
   const std::size_t there = std::min(size, s->unread());
-  const std::size_t part = (flags & MSG_PEEK) != 0 ? there : faults_.cut(there);
-  return note("recv", fd, s->receive(into, part < there ? part : size, (flags & MSG_PEEK) != 0));
+  const std::size_t part = peek ? there : faults_.cut(there);
+  return note(name, fd, s->receive(into, part < there ? part : size, peek));
 }
 
 inline int kernel::send(int fd, const void* from, std::size_t size, int) noexcept {
   const auto s = socket_of(fd);
   if (s == nullptr) return gone_ ? -EPIPE : not_a_socket(fd);
-  if (const int error = fails(call::send)) return note("send", fd, failed(s, error));
+  return put_out(call::send, "send", s, from, size);
+}
+
+inline int kernel::put_out(call how, std::string_view name, const std::shared_ptr<tcp_socket>& s,
+                           const void* from, std::size_t size) noexcept {
+  const int fd = s->fd;
+  if (const int error = fails(how)) return note(name, fd, failed(s, error));
   const std::size_t fits = std::min(size, s->room());
   const std::size_t part = faults_.cut(fits);
-  return note("send", fd, s->send(from, part < fits ? part : size));
+  return note(name, fd, s->send(from, part < fits ? part : size));
 }
 
 inline int kernel::read(int fd, void* into, std::size_t size) noexcept {
@@ -112,10 +124,7 @@ inline int kernel::read(int fd, void* into, std::size_t size) noexcept {
   }
   const auto s = socket_of(fd);
   if (s == nullptr) return find(fd) != nullptr ? -EINVAL : gone_ ? -EIO : -EBADF;
-  if (const int error = fails(call::read)) return note("read", fd, failed(s, error));
-  const std::size_t there = std::min(size, s->unread());
-  const std::size_t part = faults_.cut(there);
-  return note("read", fd, s->receive(into, part < there ? part : size, false));
+  return take_in(call::read, "read", s, into, size, false);
 }
 
 inline int kernel::write(int fd, const void* from, std::size_t size) noexcept {
@@ -126,10 +135,7 @@ inline int kernel::write(int fd, const void* from, std::size_t size) noexcept {
   }
   const auto s = socket_of(fd);
   if (s == nullptr) return find(fd) != nullptr ? -EINVAL : gone_ ? -EIO : -EBADF;
-  if (const int error = fails(call::write)) return note("write", fd, failed(s, error));
-  const std::size_t fits = std::min(size, s->room());
-  const std::size_t part = faults_.cut(fits);
-  return note("write", fd, s->send(from, part < fits ? part : size));
+  return put_out(call::write, "write", s, from, size);
 }
 
 inline int kernel::accept(int fd, int) noexcept {
