@@ -6,6 +6,7 @@
 #include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/net/endpoint.hpp>
+#include <coax/net/endpoint_of.hpp>
 #include <coax/net/stream.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/sleep.hpp>
@@ -117,12 +118,7 @@ class listener {
   ///
   /// Errors    as getsockname(2).
   result<endpoint> local_endpoint() const noexcept {
-    sockaddr_storage storage{};
-    socklen_t size = sizeof(storage);
-    auto* address = reinterpret_cast<sockaddr*>(&storage);
-    const int named = syscalls::current().getsockname(fd_.get(), address, &size);
-    if (named < 0) return detail::error_of(named);
-    return endpoint::from_sockaddr(address, size);
+    return detail::endpoint_of(fd_.get(), &syscalls::getsockname);
   }
 
   bool is_open() const noexcept { return static_cast<bool>(fd_); }

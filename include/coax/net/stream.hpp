@@ -9,6 +9,7 @@
 #include <coax/io/undelivered.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/net/endpoint.hpp>
+#include <coax/net/endpoint_of.hpp>
 #include <coax/task/boxed.hpp>
 #include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
@@ -159,8 +160,12 @@ class stream {
   static constexpr std::size_t linger_bytes_max = std::size_t{1} << 20;
 
   /// Errors    as getsockname(2), getpeername(2).
-  result<endpoint> local_endpoint() const noexcept { return named(&syscalls::getsockname); }
-  result<endpoint> remote_endpoint() const noexcept { return named(&syscalls::getpeername); }
+  result<endpoint> local_endpoint() const noexcept {
+    return detail::endpoint_of(fd_, &syscalls::getsockname);
+  }
+  result<endpoint> remote_endpoint() const noexcept {
+    return detail::endpoint_of(fd_, &syscalls::getpeername);
+  }
 
   bool is_open() const noexcept { return fd_ >= 0; }
 
@@ -203,16 +208,6 @@ class stream {
       }
     }
     co_return ended;
-  }
-
-  using naming = int (syscalls::*)(int, sockaddr*, socklen_t*) noexcept;
-  result<endpoint> named(naming ask) const noexcept {
-    sockaddr_storage storage{};
-    socklen_t size = sizeof(storage);
-    auto* address = reinterpret_cast<sockaddr*>(&storage);
-    const int answer = (syscalls::current().*ask)(fd_, address, &size);
-    if (answer < 0) return detail::error_of(answer);
-    return endpoint::from_sockaddr(address, size);
   }
 
   int fd_;
