@@ -54,8 +54,8 @@ coax::task<> accept_routine(coax::listener& listener, idle_workers& g_readwrite)
 /// kill -USR1 PID prints what each task of that process waits for, and where.
 coax::task<> dump_routine() {
   while (true) {
-    const int signal = co_await coax::signals({SIGUSR1});
-    if (signal == SIGUSR1) coax::dump(coax::reactor::current());
+    co_await coax::signals({SIGUSR1});
+    coax::dump(coax::reactor::current());
   }
 }
 
@@ -66,8 +66,8 @@ coax::task<> serve(coax::listener& listener, int workers) {
     co_await coax::race(accept_routine(listener, g_readwrite), dump_routine(),
                         coax::signals({SIGINT, SIGTERM}));
     listener.close();
-    g_readwrite
-        .close();  // idle workers leave, busy ones finish: for 10 s, or until a second signal
+    // Idle workers leave, busy ones finish: for 10 s, or until a second signal.
+    g_readwrite.close();
     co_await coax::race(s.join_within(10s), coax::signals({SIGINT, SIGTERM}));
     s.cancel();
   });
