@@ -526,3 +526,31 @@ TEST_CASE("SIGTERM at whichever step loses no connection that was accepted") {
       for (std::size_t at = 0; at < steps; ++at) stop_at_step(at, seed, how);
     }
 }
+
+TEST_CASE("a message that was cut off by an error is not followed by another") {
+  for (const sim::completion how : both_kinds) {
+    sim::world w({.latency = {1ms, 1ms}, .completion = how});
+    std::error_code first, second;
+    auto& srv = w.host("srv", [&]() -> task<> {
+      auto listener = coax::listener::bind("0.0.0.0:9000").value();
+      auto conn = co_await listener.accept();
+      std::array<std::byte, 8> message;
+      auto got = co_await conn->read_exactly(message);
+      first = got.error();
+      got = co_await conn->read_exactly(std::span(message).first(4));
+      second = got.error();
+    });
+    w.host("cli", []() -> task<> {
+      auto conn = co_await coax::connect("srv", 9000);
+      auto sent = co_await conn->write("abcd");
+      co_await coax::sleep_for(1s);
+      sent = co_await conn->write("efghijkl");
+      auto closed = co_await conn->close();
+      static_cast<void>(closed);
+    });
+    srv.on("recv").nth(3, ENOMEM);
+    w.run_to_end();
+    CHECK(first == std::errc::not_enough_memory);
+    CHECK(second == coax::errc::transfer_cut);
+  }
+}

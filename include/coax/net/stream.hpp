@@ -88,9 +88,9 @@ class stream {
 
   /// Reads until `into` is full.
   ///
-  /// Cut off in the middle by a timeout or a cancellation, it makes every later read fail with
-  /// coax::errc::transfer_cut: what was read is lost, and the next byte would be taken for the
-  /// beginning of a message.
+  /// Cut off in the middle by a timeout, a cancellation or a passing error, it makes every later read
+  /// fail with coax::errc::transfer_cut: what was read is lost, and the next byte would be taken for
+  /// the beginning of a message.
   ///
   /// Result    `into.size()`.
   /// Errors    coax::errc::end_of_stream when the stream ends before that; else as recv(2).

@@ -45,6 +45,8 @@ class recv final : public basic_operation<recv, std::size_t> {
   bool take(int answer) noexcept override {
     result_ = answer;
     if (answer > 0) got_ += static_cast<std::size_t>(answer);
+    // By which error the connection was lost, later reads are to say.
+    if (answer < 0 && enough_ == until::full && at_->lost == 0) cut_off();
     return enough_ == until::some || answer <= 0 || got_ == into_.size();
   }
   bool take_received(inbox& from) noexcept override {
