@@ -1,14 +1,18 @@
 #include <coax/io/fd.hpp>
 #include <coax/process/run.hpp>
+#include <coax/process/signals.hpp>
 #include <coax/task/sleep.hpp>
+#include <coax/task/within.hpp>
 
 #include "../catch.hpp"
 #include "../io/each_backend.hpp"
 #include "../task/death.hpp"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <optional>
@@ -188,4 +192,24 @@ TEST_CASE("run gives back the signal mask it found") {
   CHECK_THROWS_AS(coax::run(fails), std::domain_error);
   CHECK(same(mask_now(), blocked));
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+TEST_CASE("nothing that coax opens for itself takes the place of a standard stream") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    const ending seen = ending_of([b] {
+      for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::close(fd);
+      coax::options o;
+      o.backend = b;
+      int open = 0;
+      coax::run(o, [&]() -> task<> {
+        auto none = co_await coax::within(std::chrono::seconds(0), coax::signals({SIGUSR2}));
+        static_cast<void>(none);
+        for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+          if (::fcntl(fd, F_GETFD) != -1) ++open;
+      });
+      ::_exit(open);
+    });
+    CHECK(seen.was_orderly());
+  }
 }

@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/epoll_reactor.hpp>
+#include <coax/io/standard_fds.hpp>
 #include <coax/io/uring_probe.hpp>
 #include <coax/io/uring_reactor.hpp>
 #include <coax/task/clock.hpp>
@@ -69,6 +70,7 @@ inline std::unique_ptr<reactor> make_reactor(const options& o = {}) {
   const detail::backend_wish wish(o.backend);
   if (o.ring_entries == 0)
     detail::throw_invalid_argument("coax: options::ring_entries is 0: a ring has at least 1");
+  const detail::standard_fds_taken taken;
   std::string why;
   if (wish.wanted != backend::epoll) {
 #if defined(COAX_WITHOUT_URING)

@@ -4,6 +4,7 @@
 #include <coax/io/operations/poll.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/io/signal_bits.hpp>
+#include <coax/io/standard_fds.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
@@ -80,6 +81,7 @@ class signal_hub {
   /// The descriptor stays open as long as the process: a handler may be about to write to it at any
   /// moment. After a fork it, and what is noted, are the parent's.
   void begin_in_this_process() {
+    const standard_fds_taken taken;
     const int fresh = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fresh < 0) throw_system_error({errno, std::system_category()}, "coax: eventfd");
     const int inherited = wake_fd_.exchange(fresh);
