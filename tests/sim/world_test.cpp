@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <set>
 #include <stdexcept>
@@ -710,4 +711,16 @@ TEST_CASE("what is printed of options makes the same world again") {
         ".seed = 18446744073709551615, .latency = {5000000ns, 0ns}, .rate = 1000000, "
         ".completion = completion::ring, .eintr = 1e-07, .stall = 0.1, "
         ".stall_time = {1000000000ns, 2000000000ns}");
+}
+
+TEST_CASE("a world refuses what cannot be, when it is asked for it") {
+  for (const double impossible : {-0.1, 7.0, std::numeric_limits<double>::quiet_NaN()}) {
+    sim::options o;
+    o.short_io = impossible;
+    CHECK_THROWS_WITH(sim::world(o), contains("short_io is "));
+  }
+  const auto nothing = []() -> task<> { co_return; };
+  sim::world w;
+  w.host("srv", nothing);
+  CHECK_THROWS_WITH(w.host("srv", nothing), contains("a host \"srv\" already"));
 }

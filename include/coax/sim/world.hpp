@@ -56,10 +56,11 @@ class violated : public std::runtime_error {
 /// Thread    one.
 class world final : private host_names {
  public:
-  /// Errors    std::invalid_argument when COAX_SIM_SEED is not a number.
-  explicit world(options o = {}) : seeded_(seed_of(o)), engine_(with_seed(o), seeded_) {}
+  /// Errors    std::invalid_argument when COAX_SIM_SEED is not a number, or a probability is not from 0
+  ///           to 1.
+  explicit world(options o = {}) : seeded_(seed_of(o)), engine_(checked(with_seed(o)), seeded_) {}
   /// Decides by `decide`: a recording, the bytes of a fuzzer, or what `explore` plans.
-  world(options o, oracle& decide) : seeded_(0), engine_(o, decide) {}
+  world(options o, oracle& decide) : seeded_(0), engine_(checked(o), decide) {}
   world(const world&) = delete;
   world& operator=(const world&) = delete;
   ~world() {
@@ -73,6 +74,7 @@ class world final : private host_names {
 
   /// Adds a host that runs `fn(args...)`, which gives a task, as `run` would.
   ///
+  /// Errors    std::invalid_argument when there is one of that name.
   /// Lifetime  copies `fn` and `args`; std::ref for what is not to be copied. A restart calls the
   ///           same copies again.
   template <class F, class... A>
@@ -212,6 +214,8 @@ class world final : private host_names {
   }
 
   sim::host& add(std::string name, make_program make) {
+    if (find(name) >= 0)
+      coax::detail::throw_invalid_argument("coax: this world has a host \"" + name + "\" already");
     const int index = static_cast<int>(hosts_.size());
     const host_names& names = *this;
     hosts_.push_back(std::make_unique<sim::host>(engine_, network_, names, index, std::move(name),
@@ -301,6 +305,15 @@ class world final : private host_names {
   }
   static options with_seed(options o) {
     o.seed = seed_of(o);
+    return o;
+  }
+
+  static const options& checked(const options& o) {
+    for (const detail::named_probability& p : detail::probabilities)
+      if (!(o.*p.value >= 0 && o.*p.value <= 1))
+        coax::detail::throw_invalid_argument(std::string("coax: sim::options::") + p.name + " is " +
+                                             std::to_string(o.*p.value) +
+                                             ": a probability is from 0 to 1");
     return o;
   }
 
