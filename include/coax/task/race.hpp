@@ -104,7 +104,7 @@ race_awaiter<detail::regular_t<await_result_t<A>>...> race(A&&... awaitables) {
 ///
 /// Result    a vector with an optional for each, in the same order.
 template <class A>
-race_of_awaiter<detail::regular_t<await_result_t<A>>> race(std::vector<A> awaitables) {
+race_of_awaiter<detail::regular_t<await_result_t<A>>> race(std::vector<A>&& awaitables) {
   return race_of_awaiter<detail::regular_t<await_result_t<A>>>(std::move(awaitables));
 }
 

@@ -82,7 +82,7 @@ when_all_awaiter<detail::regular_t<await_result_t<A>>...> when_all(A&&... awaita
 ///
 /// Result    a vector of the results, in the same order; nothing where they give nothing.
 template <class A>
-when_all_of_awaiter<await_result_t<A>> when_all(std::vector<A> awaitables) {
+when_all_of_awaiter<await_result_t<A>> when_all(std::vector<A>&& awaitables) {
   return when_all_of_awaiter<await_result_t<A>>(std::move(awaitables));
 }
 
