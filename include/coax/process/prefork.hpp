@@ -115,7 +115,8 @@ int run_child(const options& o, int number, const sigset_t& held, const Make& ma
 ///
 /// Each start, with its backend, and each end is a line on stderr.
 ///
-/// Result    after a stop: 0 when all processes ended with status 0, else 1. For `main` to return.
+/// Result    after a stop: 0 when all processes that ran then ended with status 0, else 1. For `main` to
+///           return.
 /// Errors    std::invalid_argument for a negative number of processes; as `run` when no reactor can
 ///           be made as `o.reactor` and COAX_BACKEND ask; std::logic_error inside a run.
 /// Lifetime  each process has the copies of `fn` and `args` that fork(2) makes. It ends by
