@@ -8,6 +8,7 @@
 #include <array>
 #include <chrono>
 #include <cstddef>
+#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -279,5 +280,40 @@ TEST_CASE("what came while a task kept its turn beats a limit that ran out in it
     };
     co_await coax::with_scope(body);
     CHECK(got == many);
+  });
+}
+
+TEST_CASE("what came beats a limit that ran out, however many that it only brings on came before") {
+  on_each_backend([]() -> coax::task<> {
+    constexpr std::size_t many = 300;  // more than the kernel tells of at a time
+    std::vector<coax::unique_fd> theirs;
+    std::deque<taken_over> ours;
+    for (std::size_t i = 0; i <= many; ++i) {
+      fd_pair p = unix_pair();
+      theirs.push_back(std::move(p.theirs));
+      ours.emplace_back(std::move(p.ours));
+    }
+    const auto reads_two = [](int fd) -> coax::task<> {
+      std::array<std::byte, 2> two;
+      auto n = co_await receive_full(fd, two);
+      CHECK(n);
+    };
+    const auto reads_in_time = [](int fd) -> coax::task<> {
+      std::array<std::byte, 1> one;
+      auto n = co_await coax::within(std::chrono::microseconds(1), receive(fd, one));
+      CHECK(n);
+    };
+    auto body = [&](coax::scope& s) -> coax::task<> {
+      for (std::size_t i = 0; i < many; ++i) s.spawn(reads_two, ours[i].get());
+      s.spawn(reads_in_time, ours[many].get());
+      co_await coax::yield();  // they begin
+      co_await coax::yield();  // the limit counts
+      for (const coax::unique_fd& each : theirs) put(each, "x");
+      const coax::clock::time_point begin = coax::now();
+      while (coax::now() - begin < std::chrono::milliseconds(1)) continue;
+      co_await coax::yield();
+      for (const coax::unique_fd& each : theirs) put(each, "x");
+    };
+    co_await coax::with_scope(body);
   });
 }

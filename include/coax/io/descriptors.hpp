@@ -83,6 +83,9 @@ class descriptor_table {
     return index < size_ ? &at(index) : nullptr;
   }
 
+  /// How many entries there are.
+  std::size_t size() const noexcept { return size_; }
+
   /// Calls `f` with each entry.
   template <class F>
   void for_each(F&& f) {

@@ -41,7 +41,6 @@ class epoll_reactor final : public readiness_reactor {
 
   static constexpr std::uint32_t stream_events =
       EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET;
-  static constexpr int events_max = 256;  // a turn
   static constexpr std::uint64_t of_alarm = UINT64_MAX;
 
   int park(descriptor& d, const operation& op) noexcept override {
@@ -87,7 +86,8 @@ class epoll_reactor final : public readiness_reactor {
   /// Takes what there is; without anything, waits for so many milliseconds, -1 for ever.
   bool look(int milliseconds) noexcept {
     system().count_one();
-    count_ = ::epoll_wait(epoll_.get(), events_.data(), events_max, milliseconds);
+    count_ =
+        ::epoll_wait(epoll_.get(), events_.data(), static_cast<int>(reports_max), milliseconds);
     return count_ > 0;
   }
 
@@ -123,7 +123,7 @@ class epoll_reactor final : public readiness_reactor {
   unique_fd epoll_;
   unique_fd alarm_fd_;
   int count_ = 0;  // of `events_`
-  std::array<epoll_event, events_max> events_;
+  std::array<epoll_event, reports_max> events_;
 };
 
 }  // namespace coax::inline COAX_ABI

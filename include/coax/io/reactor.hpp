@@ -200,6 +200,10 @@ class reactor : public io_loop {
   /// for ever. Resumes nothing: what ends becomes ready.
   virtual void poll(std::optional<clock::time_point> deadline) noexcept = 0;
 
+  /// Takes in all that the kernel has completed by now, but not for ever what it completes meanwhile.
+  /// Resumes nothing: what ends becomes ready. This is for a kernel that one look shows it all.
+  virtual void look_again() noexcept { poll(clock::time_point::min()); }
+
   /// Makes calls that were kept until tasks had run. True to run tasks once more in this turn.
   virtual bool make_calls() noexcept { return false; }
 
@@ -250,15 +254,6 @@ class reactor : public io_loop {
       const std::lock_guard lock(posted_mutex_);
       make_ready(posted_);
     }
-  }
-
-  /// Takes in all that the kernel has completed by now. Runs none of it.
-  void look_again() noexcept {
-    std::size_t known = 0;
-    do {
-      known = ready_count();
-      poll(clock::time_point::min());
-    } while (ready_count() > known);
   }
 
   void let_post(bool open) noexcept {

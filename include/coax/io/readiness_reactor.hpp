@@ -33,6 +33,9 @@ class readiness_reactor : public reactor {
 
   // --- what is left to a backend ---
 
+  /// So many descriptors does a wait report at most, and so many calls are made in a turn.
+  static constexpr std::size_t reports_max = 256;
+
   /// Waits until something `became_ready` or `deadline` has passed; without one, for ever.
   virtual void wait(std::optional<clock::time_point> deadline) noexcept = 0;
 
@@ -56,15 +59,22 @@ class readiness_reactor : public reactor {
   }
 
  private:
-  static constexpr std::size_t calls_in_turn_max = 256;
   // A row ends after so many calls, and after one with which so many bytes have come.
   static constexpr std::size_t calls_in_row_max = 16;
   static constexpr std::size_t bytes_in_row = 16 * 1024;
 
   void poll(std::optional<clock::time_point> deadline) noexcept final {
     wait(deadline);
-    left_ = std::min(calls_.size(), calls_in_turn_max);
+    left_ = std::min(calls_.size(), reports_max);
     make_row();
+  }
+
+  void look_again() noexcept final {
+    for (std::size_t left = 1 + descriptors().size() / reports_max; left > 0; --left) {
+      wait(clock::time_point::min());
+      if (calls_.empty()) return;
+      for (left_ = calls_.size(); left_ > 0;) make_row();
+    }
   }
 
   bool make_calls() noexcept final {

@@ -123,6 +123,15 @@ class uring_reactor final : public completion_reactor {
     queue_backlog();
   }
 
+  /// The kernel hands out some 20 at a time, and says when it has more.
+  void look_again() noexcept override {
+    constexpr std::size_t at_a_time = 16;
+    for (std::size_t left = 2 + (in_flight() + multishots()) / at_a_time; left > 0; --left) {
+      poll(clock::time_point::min());
+      if (!kernel_has_work()) return;
+    }
+  }
+
   static void check(int entered) noexcept {
     if (entered == -EBADR)
       detail::fatal("io_uring has lost completions: the kernel had no memory to keep them");
