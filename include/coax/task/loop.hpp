@@ -153,7 +153,6 @@ class loop {
   void spend_inline_completions(int count) noexcept { inline_left_ -= count; }
 
   bool has_ready() const noexcept { return !ready_.empty(); }
-  std::size_t ready_count() const noexcept { return ready_.size(); }
   void make_ready(ready_queue& nodes) noexcept { ready_.append(nodes); }
   /// Takes `node` out, whether it waits for this turn or the next.
   bool remove_ready(ready_node& node) noexcept {
