@@ -3,7 +3,9 @@
 #include "sockets.hpp"
 
 #include <coax/task/scope.hpp>
+#include <coax/task/within.hpp>
 
+#include <chrono>
 #include <functional>
 #include <string>
 
@@ -210,5 +212,27 @@ TEST_CASE("connect reports a refused connection") {
     listener.fd.reset();
     auto refused = co_await connects(two.get());
     CHECK(refused == std::errc::connection_refused);
+  });
+}
+
+TEST_CASE("a loop that reads or writes nothing lets others run, and ends when its time is up") {
+  on_each_backend_and_simulation([]() -> coax::task<> {
+    fd_pair p = unix_pair();
+    const taken_over socket(std::move(p.ours));
+    const auto asks_for_nothing = [&](int way) -> coax::task<> {
+      while (true) {
+        coax::result<std::size_t> n = std::size_t{1};
+        if (way == 0) n = co_await receive(socket.get(), {});
+        if (way == 1) n = co_await send_all(socket.get(), "");
+        if (way == 2) n = co_await coax::read(p.theirs.get(), {});
+        if (way == 3) n = co_await coax::write(p.theirs.get(), "");
+        if (way == 4) n = co_await coax::read(-1, {});
+        CHECK(n.value() == 0);
+      }
+    };
+    for (int way = 0; way < 5; ++way) {
+      auto ended = co_await coax::within(std::chrono::seconds(0), asks_for_nothing(way));
+      CHECK(ended.error() == std::errc::timed_out);
+    }
   });
 }

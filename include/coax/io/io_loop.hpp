@@ -323,7 +323,7 @@ class io_loop : public loop {
   bool is_plain(operation& op) noexcept {
     descriptor* const d = descriptors_.known(op.fd());
     if (d == nullptr || !d->is_plain() || op.watched_as() != watching::stream) return false;
-    if (side_taken(*d, op)) return false;
+    if (op.asks_nothing_ || side_taken(*d, op)) return false;
     op.at_ = d;
     return true;
   }
@@ -335,6 +335,7 @@ class io_loop : public loop {
   /// Whether `op` is refused, or finds its result with the descriptor. Also gets ready what must be
   /// before the first operation of a descriptor.
   [[gnu::noinline]] bool ends_at_once(operation& op) noexcept {
+    if (op.asks_nothing_) return true;
     if (detail::caught([&] { op.at_ = descriptors_.find(op.fd()); }))
       return op.result_ = -ENOMEM, true;
     descriptor* const d = op.at_;

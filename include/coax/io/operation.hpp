@@ -93,6 +93,7 @@ class operation : public waiter {
   operation(int fd, short waits_for, watching how) noexcept
       : fd_(fd),
         drained_(false),
+        asks_nothing_(false),
         watching_(how),
         stop_requested_(false),
         in_line_(false),
@@ -110,8 +111,7 @@ class operation : public waiter {
     return detail::error_of(answer);
   }
   static constexpr int cut_before = -100'000;
-  static constexpr std::size_t bytes_max = std::size_t{1}
-                                           << 30;  // the answer of one call is an int
+  static constexpr std::size_t bytes_max = 1U << 30;  // the answer of one call is an int
 
   // In the order that leaves no gap but one at the end, for what is derived: each connection that waits
   // holds an operation.
@@ -122,6 +122,7 @@ class operation : public waiter {
   int result_ = 0;
   descriptor* at_ = nullptr;  // its entry in the reactor's table, once started
   bool drained_ : 1;
+  bool asks_nothing_ : 1;  // it has no room, or no bytes: its answer is 0, whatever the descriptor
 
  private:
   friend class io_loop;

@@ -24,9 +24,9 @@ class read final : public basic_operation<read, std::size_t> {
 
   read(int fd, std::span<std::byte> into) noexcept
       : basic_operation(fd, watching::borrowed),
-        into_(into.first(std::min(into.size(), bytes_max))) {}
-
-  bool await_ready() const noexcept { return into_.empty(); }
+        into_(into.first(std::min(into.size(), bytes_max))) {
+    asks_nothing_ = into_.empty();
+  }
 
   const char* name() const noexcept override { return "read"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {

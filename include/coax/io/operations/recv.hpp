@@ -27,9 +27,9 @@ class recv final : public basic_operation<recv, std::size_t> {
   enum class until { some, full };
 
   recv(int fd, std::span<std::byte> into, until enough) noexcept
-      : basic_operation(fd, watching::stream), into_(into), enough_(enough) {}
-
-  bool await_ready() const noexcept { return into_.empty(); }
+      : basic_operation(fd, watching::stream), into_(into), enough_(enough) {
+    asks_nothing_ = into_.empty();
+  }
 
   const char* name() const noexcept override { return "recv"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {

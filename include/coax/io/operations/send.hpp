@@ -24,9 +24,9 @@ class send final : public basic_operation<send, std::size_t> {
   enum class until { some, all };
 
   send(int fd, std::span<const std::byte> from, until enough) noexcept
-      : basic_operation(fd, watching::stream), from_(from), enough_(enough) {}
-
-  bool await_ready() const noexcept { return from_.empty(); }
+      : basic_operation(fd, watching::stream), from_(from), enough_(enough) {
+    asks_nothing_ = from_.empty();
+  }
 
   const char* name() const noexcept override { return "send"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {

@@ -23,9 +23,9 @@ class write final : public basic_operation<write, std::size_t> {
   static constexpr short waits_for = interest::writable;
 
   write(int fd, std::span<const std::byte> from) noexcept
-      : basic_operation(fd, watching::borrowed), from_(from) {}
-
-  bool await_ready() const noexcept { return from_.empty(); }
+      : basic_operation(fd, watching::borrowed), from_(from) {
+    asks_nothing_ = from_.empty();
+  }
 
   const char* name() const noexcept override { return "write"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
