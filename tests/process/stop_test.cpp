@@ -373,3 +373,17 @@ TEST_CASE("a stop at any moment, while a scope begins, goes on or ends") {
     CHECK(ended == 1000);
   });
 }
+
+TEST_CASE("a stop that a task asks for itself holds at its next wait") {
+  on_each_backend([]() -> task<> {
+    const fd_pair p = pipe_to_us();
+    std::stop_source source;
+    const auto stops = [&](coax::scope&) -> task<> {
+      source.request_stop();
+      auto written = co_await coax::write(p.theirs.get(), "x");
+      static_cast<void>(written);
+    };
+    co_await coax::with_scope(source.get_token(), stops);
+    CHECK(drain(p.ours.get()).empty());
+  });
+}

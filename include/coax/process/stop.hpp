@@ -35,6 +35,7 @@ class stop_link final : private ready_node {
   struct post_it {
     stop_link& link;
     void operator()() const noexcept {
+      if (loop::running() == &link.reactor_) return link.target_.cancel();
       link.posted_ = true;
       link.reactor_.post(link);
     }
