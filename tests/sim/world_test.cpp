@@ -724,3 +724,22 @@ TEST_CASE("a world refuses what cannot be, when it is asked for it") {
   w.host("srv", nothing);
   CHECK_THROWS_WITH(w.host("srv", nothing), contains("a host \"srv\" already"));
 }
+
+TEST_CASE(
+    "one socket listens for IPv4 and another for IPv6 alone on one port, whichever comes first") {
+  for (const bool four_first : {true, false}) {
+    sim::world w;
+    bool both = false;
+    w.host("srv", [&]() -> task<> {
+      const auto listens = [](bool four) {
+        return coax::listener::bind(four ? "0.0.0.0:80" : "[::]:80", {.v6only = !four});
+      };
+      const auto first = listens(four_first);
+      const auto second = listens(!four_first);
+      both = first && second;
+      co_return;
+    });
+    w.run_to_end();
+    CHECK(both);
+  }
+}

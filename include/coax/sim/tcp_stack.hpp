@@ -58,7 +58,7 @@ class tcp_stack final : public receiver, public tcp_host {
         return answer;
     const bool was_listening = s->now() == tcp_socket::phase::listening;
     for (const auto& other : listeners_)
-      if (other != s && !was_listening && meets(*other, s->local) &&
+      if (other != s && !was_listening && overlap(*s, s->local, *other) &&
           !(other->reuse_port && s->reuse_port))
         return -EADDRINUSE;
     const int answer = s->listen(backlog);
