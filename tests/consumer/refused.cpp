@@ -74,4 +74,8 @@ task<> body() {
   int n = 0;
   co_await coax::blocking([](int& at) { ++at; }, n);
 }
+#elif CASE == 13
+// refused: prefork closes the listeners among its arguments: pass one that is not const
+task<> takes_a_listener(const coax::listener&) { co_return; }
+int body(const coax::listener& shared) { return coax::prefork({}, takes_a_listener, shared); }
 #endif

@@ -224,3 +224,32 @@ TEST_CASE("a thousand kills leave no zombie") {
   }
   CHECK(kills >= 1000);
 }
+
+TEST_CASE("a parent whose lines nobody reads any more goes on") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    supervisor parent(b, [&] {
+      int ends[2];
+      if (::pipe(ends) != 0) return 99;
+      ::close(ends[0]);
+      ::dup2(ends[1], STDERR_FILENO);
+      return coax::prefork(processes(1), waits, told.in());
+    });
+    const report first = told.next('r');
+    REQUIRE(first.pid != 0);
+    ::kill(first.pid, SIGKILL);
+    const report second = told.next('r');
+    CHECK(second.pid != 0);
+    CHECK(second.pid != first.pid);
+    parent.send(SIGTERM);
+    CHECK(parent.end().exited_with(0));
+  }
+}
+
+TEST_CASE("a process that fails with a multiple of 256 has failed all the same") {
+  supervisor parent(coax::backend::epoll, [] {
+    return coax::prefork(processes(1), []() -> task<int> { co_return 512; });
+  });
+  CHECK(parent.line("ended: ").find("exit status 1;") != std::string::npos);
+}

@@ -52,10 +52,12 @@ inline int usable_processors() noexcept {
 /// Closes `argument` if it is, or refers to, a listener.
 template <class A>
 void close_listener(A& argument) noexcept {
-  using value = std::remove_cv_t<A>;
-  if constexpr (std::is_same_v<value, listener>)
+  static_assert(!std::is_same_v<A, const listener> &&
+                    !std::is_same_v<std::remove_cv_t<A>, std::reference_wrapper<const listener>>,
+                "prefork closes the listeners among its arguments: pass one that is not const");
+  if constexpr (std::is_same_v<A, listener>)
     argument.close();
-  else if constexpr (std::is_same_v<value, std::reference_wrapper<listener>>)
+  else if constexpr (std::is_same_v<std::remove_cv_t<A>, std::reference_wrapper<listener>>)
     argument.get().close();
 }
 

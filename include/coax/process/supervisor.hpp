@@ -71,13 +71,17 @@ class supervisor {
     struct sigaction action{};
     action.sa_handler = SIG_DFL;  // where it is ignored, the kernel keeps no exit status
     ::sigaction(SIGCHLD, &action, &sigchld_before_);
+    // A line that nobody reads any more must not end those that are supervised.
+    action.sa_handler = SIG_IGN;
+    ::sigaction(SIGPIPE, nullptr, &sigpipe_before_);
+    if (sigpipe_before_.sa_handler == SIG_DFL) ::sigaction(SIGPIPE, &action, nullptr);
     ::pthread_sigmask(SIG_BLOCK, &handled_, &mask_before_);
   }
   supervisor(const supervisor&) = delete;
   supervisor& operator=(const supervisor&) = delete;
   ~supervisor() {
     ::pthread_sigmask(SIG_SETMASK, &mask_before_, nullptr);
-    ::sigaction(SIGCHLD, &sigchld_before_, nullptr);
+    restore_actions();
   }
 
   /// Runs until a signal has stopped it and all children have ended. `child(number, held)` is the
@@ -136,7 +140,7 @@ class supervisor {
     // A parent that is killed cannot tell: the kernel does, unless it died before this line.
     ::prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (::getppid() != parent) std::_Exit(1);
-    ::sigaction(SIGCHLD, &sigchld_before_, nullptr);
+    restore_actions();
     // A stop that comes before the child has said what it does about one is kept until then.
     sigset_t mask = mask_before_;
     sigset_t held;
@@ -146,9 +150,15 @@ class supervisor {
       sigaddset(&mask, stop);
     }
     ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
-    const int status = child(number, held);
+    int status = child(number, held);
+    if (status != 0 && (status & 0xff) == 0) status = 1;  // of which exit(2) would keep a success
     std::fflush(nullptr);
     std::_Exit(status);  // the parent's exit handlers are not the child's to run
+  }
+
+  void restore_actions() const noexcept {
+    ::sigaction(SIGCHLD, &sigchld_before_, nullptr);
+    ::sigaction(SIGPIPE, &sigpipe_before_, nullptr);
   }
 
   bool none_runs() const noexcept {
@@ -221,6 +231,7 @@ class supervisor {
   const sigset_t handled_ = set_of(stop_signals | signal_bit(SIGCHLD));
   sigset_t mask_before_{};
   struct sigaction sigchld_before_{};
+  struct sigaction sigpipe_before_{};
   int stops_ = 0;
   clock::time_point kill_at_ = clock::time_point::max();
   bool all_well_ = true;
