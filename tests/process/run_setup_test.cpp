@@ -213,3 +213,10 @@ TEST_CASE("nothing that coax opens for itself takes the place of a standard stre
     CHECK(seen.was_orderly());
   }
 }
+
+TEST_CASE("a backend that is none is refused") {
+  const environment none(nullptr);
+  coax::options o;
+  o.backend = static_cast<coax::backend>(77);
+  CHECK_THROWS_WITH(coax::run(o, answer), contains("options::backend is 77"));
+}

@@ -63,11 +63,16 @@ struct backend_wish {
 
 /// Makes the reactor that `o` and the environment ask for.
 ///
-/// Errors    std::invalid_argument for an unknown name in COAX_BACKEND and for no ring entries;
+/// Errors    std::invalid_argument for an unknown backend or name in COAX_BACKEND and for no ring entries;
 ///           std::system_error when the backend that was asked for cannot run here. Left to choose,
 ///           it takes epoll and `reactor::fallback_reason` says why.
 inline std::unique_ptr<reactor> make_reactor(const options& o = {}) {
   const detail::backend_wish wish(o.backend);
+  if (wish.wanted != backend::automatic && wish.wanted != backend::io_uring &&
+      wish.wanted != backend::epoll)
+    detail::throw_invalid_argument("coax: options::backend is " +
+                                   std::to_string(static_cast<int>(wish.wanted)) +
+                                   ", which is none of its values");
   if (o.ring_entries == 0)
     detail::throw_invalid_argument("coax: options::ring_entries is 0: a ring has at least 1");
   const detail::standard_fds_taken taken;

@@ -66,7 +66,7 @@ class endpoint {
   std::uint16_t port() const noexcept;
 
   /// The text parse() takes, and takes back to an equal endpoint. What cannot be written reads
-  /// "unspecified", "unix:" (an unnamed socket) or "family 16"; a relative path that begins with
+  /// "unspecified", "unix:" (an unnamed socket), "unix:@" (a name of no bytes) or "family 16"; a relative path that begins with
   /// '@' reads "./@...", and the bytes of an abstract name, NUL included, stand as they are.
   std::string to_string() const;
 

@@ -23,7 +23,8 @@ struct clock {
 /// A duration as a parameter: taken from any unit, saturating where nanoseconds would overflow.
 ///
 /// `std::chrono::hours(24 * 365 * 300)` is more nanoseconds than 64 bits hold; as a `timeout` it is
-/// "the end of time", and waiting for it is waiting for ever. A negative one has passed already.
+/// "the end of time", and waiting for it is waiting for ever, as is what is no number. A negative one has
+/// passed already.
 class timeout {
  public:
   template <class Rep, class Period>
