@@ -1,3 +1,4 @@
+#include <coax/io/thread_sanitizer.hpp>
 #include <coax/process/blocking.hpp>
 #include <coax/process/run.hpp>
 #include <coax/process/threads.hpp>
@@ -40,7 +41,7 @@
 
 // Work on other threads: who gets its result, and who cleans up after it.
 
-#if defined(UNDER_TSAN)
+#if defined(COAX_THREAD_SANITIZER)
 /// It would not let a child of this process, which has the threads of the pool, start any of its own.
 extern "C" const char* __tsan_default_options();
 extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }

@@ -7,14 +7,6 @@
 #include <cstdlib>
 #include <string>
 
-#if defined(__SANITIZE_THREAD__)
-#define UNDER_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define UNDER_TSAN 1
-#endif
-#endif
-
 /// Runs `body` once for each backend, by COAX_BACKEND, and checks that no descriptor is left.
 template <class Body>
 void by_environment(Body&& body) {
@@ -22,10 +14,6 @@ void by_environment(Body&& body) {
   const std::string kept = before == nullptr ? "" : before;
   coax::detail::signal_hub::instance();  // opens its descriptor once, for good
   for (const coax::backend b : backends_here()) {
-#if defined(UNDER_TSAN)
-    // It does not see liburing unmap a ring, and takes the next thread's, at the same address, for the same memory.
-    if (b == coax::backend::io_uring) continue;
-#endif
     INFO("on " << name_of(b));
     ::setenv("COAX_BACKEND", name_of(b), 1);
     const int descriptors = open_descriptors();

@@ -1,4 +1,5 @@
 #include <coax/io/fd.hpp>
+#include <coax/io/thread_sanitizer.hpp>
 #include <coax/net/listener.hpp>
 #include <coax/process/signals.hpp>
 #include <coax/process/threads.hpp>
@@ -237,7 +238,7 @@ TEST_CASE("a thread that has ended well is not disturbed by one that fails later
   });
 }
 
-#if !defined(UNDER_TSAN) && \
+#if !defined(COAX_THREAD_SANITIZER) && \
     !defined(__SANITIZE_ADDRESS__)  // they need more address space than there is room for
 TEST_CASE("when a thread cannot be started, those that were are cancelled") {
   for (const coax::backend b : backends_here()) {
