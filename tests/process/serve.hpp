@@ -21,7 +21,7 @@
 
 namespace outside {
 
-/// With a drain that no test waits for.
+/// With a drain that no test waits for: it is longer than `patience`.
 inline coax::prefork_options processes(int n) {
   coax::prefork_options o;
   o.processes = n;
