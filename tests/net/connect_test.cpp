@@ -217,7 +217,7 @@ TEST_CASE("connecting to a full Unix listener waits and then succeeds") {
     coax::unique_fd second;
     co_await coax::with_scope([&](coax::scope& s) -> task<> {
       s.spawn(connect_one, full.where(), std::ref(client));
-      co_await coax::sleep_for(10ms);
+      co_await turns(3);
       CHECK(!client);
       first = full.accept_one();
       while (!client) co_await coax::sleep_for(1ms);
