@@ -6,6 +6,8 @@
 /// sockets.
 
 #include "../catch.hpp"
+#include "../text_of.hpp"
+#include "../turns.hpp"
 
 #include <coax/io/fd.hpp>
 #include <coax/io/operations/connect.hpp>
@@ -129,9 +131,6 @@ class taken_over {
 inline std::span<const std::byte> bytes_of(std::string_view text) {
   return std::as_bytes(std::span(text));
 }
-inline std::string_view text_of(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
 
 /// Writes to the peer's end, at once.
 inline void put(const coax::unique_fd& fd, std::string_view text) {
@@ -165,11 +164,6 @@ inline std::string drain(int fd) {
     all.append(some.data(), static_cast<std::size_t>(n));
   ::fcntl(fd, F_SETFL, flags);
   return all;
-}
-
-/// Lets the reactor turn `n` times: what was ready has run, and what the kernel had to say was heard.
-inline coax::task<> turns(int n = 3) {
-  for (int i = 0; i < n; ++i) co_await coax::yield();
 }
 
 /// A wait that another task, or a posted node, ends.

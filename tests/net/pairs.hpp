@@ -5,6 +5,8 @@
 #include "../catch.hpp"
 #include "../io/each_backend.hpp"
 #include "../sim/conformance.hpp"
+#include "../text_of.hpp"
+#include "../turns.hpp"
 
 #include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
@@ -143,10 +145,6 @@ void on_each_tcp_pair(Body&& body) {
 
 // --- bytes ---
 
-inline std::string_view text_of(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
 /// Bytes of which no two stretches look alike.
 inline std::vector<std::byte> pattern(std::size_t size, std::uint32_t seed) {
   std::vector<std::byte> bytes(size);
@@ -158,11 +156,6 @@ inline std::vector<std::byte> pattern(std::size_t size, std::uint32_t seed) {
 }
 
 // --- tasks ---
-
-/// Lets everything else run `count` times.
-inline coax::task<> turns(int count) {
-  for (int i = 0; i < count; ++i) co_await coax::yield();
-}
 
 /// After that a test has failed, rather than that it waits for ever. Never waited for otherwise.
 inline constexpr std::chrono::seconds patience{10};

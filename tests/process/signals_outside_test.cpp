@@ -6,6 +6,7 @@
 #include "../catch.hpp"
 #include "../io/each_backend.hpp"
 #include "../task/death.hpp"
+#include "../turns.hpp"
 
 #include <unistd.h>
 
@@ -34,10 +35,6 @@ void raise_here(int number) { REQUIRE(::kill(::getpid(), number) == 0); }
 task<> wait_for(coax::signal_set wanted, int& into) {
   const int number = co_await coax::signals(wanted);
   into = number;
-}
-
-task<> turns(int count) {
-  for (int i = 0; i < count; ++i) co_await coax::yield();
 }
 
 bool has_default_action(int number) {

@@ -1,4 +1,5 @@
 #include "../catch.hpp"
+#include "../text_of.hpp"
 #include "echo_server.hpp"
 
 #include <coax/io/leased_buffer.hpp>
@@ -31,10 +32,6 @@ using coax::task;
 using simulated::server_at;
 
 constexpr std::array both_kinds{sim::completion::readiness, sim::completion::ring};
-
-std::string_view text_of(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
 
 /// Accepts one connection and reads or receives it to its end.
 task<> take_all(std::string& got, bool& ended, bool receives) {
