@@ -2,6 +2,7 @@
 // and make the kernel fail, on one host that is connected to itself. Afterwards nothing is in
 // flight and no frame is left, and no byte was lost, doubled or out of order meanwhile.
 
+#include "../task/own_root.hpp"
 #include "require.hpp"
 
 #include <coax/io/fd.hpp>
@@ -19,7 +20,6 @@
 #include <array>
 #include <bitset>
 #include <chrono>
-#include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -37,28 +37,16 @@ using coax::result;
 using coax::stream;
 using coax::task;
 
-/// A task as a root of its own, which the script cancels when it likes.
-class cancellable final : public coax::root {
+class cancellable final : public own_root<> {
  public:
-  explicit cancellable(task<> t) : frame_(std::move(t).release()) {
-    adopt(frame_);
-    start_later();
-  }
-  ~cancellable() {
-    if (frame_) frame_.destroy();
-  }
-  bool has_ended() const noexcept { return ended_; }
+  using own_root::own_root;
 
  private:
   void ended(outcome how) noexcept override {
-    if (how == outcome::unwound)
-      frame_ = nullptr;
-    else
-      require(frame_.promise().exception() == nullptr, "an operation throws nothing");
-    ended_ = true;
+    require(how == outcome::unwound || promise().exception() == nullptr,
+            "an operation throws nothing");
+    own_root::ended(how);
   }
-  std::coroutine_handle<task<>::promise_type> frame_;
-  bool ended_ = false;
 };
 
 /// One way of a connection. Each byte has a value of its own, so that what arrives tells what was

@@ -6,6 +6,7 @@
 /// sockets.
 
 #include "../catch.hpp"
+#include "../task/own_root.hpp"
 #include "../text_of.hpp"
 #include "../turns.hpp"
 
@@ -28,7 +29,6 @@
 
 #include <array>
 #include <cerrno>
-#include <coroutine>
 #include <cstddef>
 #include <initializer_list>
 #include <span>
@@ -183,26 +183,7 @@ class gate final : public coax::waiter {
   bool opened_ = false;
 };
 
-/// A task as a root of its own, which a test cancels when it likes. It has to end before this does.
-class cancellable final : public coax::root {
- public:
-  explicit cancellable(coax::task<> t) : frame_(std::move(t).release()) {
-    adopt(frame_);
-    start_later();
-  }
-  ~cancellable() {
-    if (frame_) frame_.destroy();
-  }
-  bool has_ended() const noexcept { return ended_; }
-
- private:
-  void ended(outcome how) noexcept override {
-    if (how == outcome::unwound) frame_ = nullptr;
-    ended_ = true;
-  }
-  std::coroutine_handle<coax::task<>::promise_type> frame_;
-  bool ended_ = false;
-};
+using cancellable = own_root<>;
 
 /// Waits until `c` has ended, at most so many turns.
 inline coax::task<> end_of(const cancellable& c, int turns_max = 1000) {

@@ -17,6 +17,7 @@
 
 #include "../catch.hpp"
 #include "../io/each_backend.hpp"
+#include "../task/own_root.hpp"
 
 #include <coax/io/reactor.hpp>
 #include <coax/task/dump.hpp>
@@ -27,7 +28,6 @@
 #include <coax/task/timers.hpp>
 
 #include <chrono>
-#include <coroutine>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -183,36 +183,24 @@ struct endings {
   bool short_of_memory = false;   // an allocation had failed
 };
 
-/// A task as a root of its own.
-class actor final : public coax::root {
+/// A root that says how it has ended.
+class actor final : public own_root<> {
  public:
   explicit actor(coax::task<> t, void (*over)(void*) = nullptr, void* of = nullptr)
-      : frame_(std::move(t).release()), over_(over), of_(of) {
-    adopt(frame_);
-    start_later();
-  }
-  ~actor() {
-    if (frame_) frame_.destroy();
-  }
+      : own_root(std::move(t)), over_(over), of_(of) {}
 
   ending how() const noexcept { return how_; }
-  bool has_ended() const noexcept { return how_ != ending::running; }
   const std::exception_ptr& failure() const noexcept { return failure_; }
 
  private:
   void ended(outcome how) noexcept override {
-    if (how == outcome::unwound) {
-      how_ = ending::unwound;
-    } else {
-      failure_ = frame_.promise().exception();
-      how_ = failure_ ? ending::threw : ending::finished;
-      frame_.destroy();
-    }
-    frame_ = nullptr;
+    if (how == outcome::finished) failure_ = promise().exception();
+    how_ = how == outcome::unwound ? ending::unwound : failure_ ? ending::threw : ending::finished;
+    destroy_first();
+    own_root::ended(how);
     if (over_ != nullptr) over_(of_);
   }
 
-  std::coroutine_handle<coax::task<>::promise_type> frame_;
   void (*over_)(void*);
   void* of_;
   ending how_ = ending::running;

@@ -1,15 +1,14 @@
 #include "../catch.hpp"
 #include "../task/manual_loop.hpp"
+#include "../task/own_root.hpp"
 
 #include <coax/sim/oracle.hpp>
 #include <coax/sync/event.hpp>
 #include <coax/sync/worker_stack.hpp>
 #include <coax/task/frames.hpp>
-#include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
 #include <array>
-#include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -48,32 +47,10 @@ class connection {
 
 using stack = coax::worker_stack<connection>;
 
-/// A task that a test cancels when it likes.
-class actor final : public coax::root {
- public:
-  actor() = default;
-  ~actor() {
-    if (frame_) frame_.destroy();
-  }
-  void begin(task<> t) {
-    frame_ = std::move(t).release();
-    adopt(frame_);
-    start_later();
-  }
-  bool has_ended() const noexcept { return ended_; }
-
+struct actor final : own_root<> {
   /// The task takes its next step when the test says so.
   coax::event next;
   bool wants_next = false;
-
- private:
-  void ended(outcome how) noexcept override {
-    if (how == outcome::unwound) frame_ = nullptr;
-    ended_ = true;
-    wants_next = false;
-  }
-  std::coroutine_handle<task<>::promise_type> frame_;
-  bool ended_ = false;
 };
 
 struct in_turn {

@@ -10,12 +10,12 @@
 #include "../catch.hpp"
 #include "../task/death.hpp"
 #include "../task/manual_loop.hpp"
+#include "../task/own_root.hpp"
 #include "dice.hpp"
 
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <coroutine>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -76,20 +76,10 @@ struct failure : std::runtime_error {
 enum class order { go_on, leave, fail, hand_off, give_back };
 
 /// A task under the eyes of a test, which says what it does next, and can cancel it alone.
-class actor final : public coax::root {
+class actor final : public own_root<> {
  public:
   actor(int who, watcher& seen_by, task<> t)
-      : who_(who), seen_by_(seen_by), frame_(std::move(t).release()) {
-    adopt(frame_);
-    start_later();
-  }
-  actor(const actor&) = delete;
-  actor& operator=(const actor&) = delete;
-  ~actor() {
-    if (frame_) frame_.destroy();
-  }
-
-  bool gone() const noexcept { return gone_; }
+      : own_root(std::move(t)), who_(who), seen_by_(seen_by) {}
 
   class [[nodiscard]] next_order final : public coax::waiter {
    public:
@@ -123,18 +113,15 @@ class actor final : public coax::root {
 
  private:
   void ended(outcome how) noexcept override {
-    gone_ = true;
+    own_root::ended(how);
     const bool unwound = how == outcome::unwound;
-    if (unwound) frame_ = nullptr;
-    const bool failed = !unwound && frame_.promise().exception();
+    const bool failed = !unwound && promise().exception();
     seen_by_.ended(who_, unwound ? fate::unwound : failed ? fate::failed : fate::finished);
   }
 
   int who_;
   watcher& seen_by_;
-  std::coroutine_handle<task<>::promise_type> frame_;
   next_order* listening_ = nullptr;
-  bool gone_ = false;
 };
 
 // --- behaviour by behaviour ---
@@ -175,7 +162,7 @@ class stage final : public watcher {
   task<> clear() {
     for (auto& [who, a] : cast_) a->cancel();
     co_await settled();
-    for (auto& [who, a] : cast_) REQUIRE(a->gone());
+    for (auto& [who, a] : cast_) REQUIRE(a->has_ended());
   }
 
  private:
@@ -1071,9 +1058,9 @@ class trial final : public watcher {
     while (loop.has_ready() && good()) co_await turn();
     for (auto each = cast_.begin(); each != cast_.end();) {
       const part& p = each->second;
-      if (!p.self->gone() && p.is_cancelled) wrong(each->first, "not gone, and was cancelled");
-      if (!p.self->gone() && p.has_order) wrong(each->first, "does not do what it is told");
-      each = p.self->gone() ? cast_.erase(each) : std::next(each);
+      if (!p.self->has_ended() && p.is_cancelled) wrong(each->first, "not gone, and was cancelled");
+      if (!p.self->has_ended() && p.has_order) wrong(each->first, "does not do what it is told");
+      each = p.self->has_ended() ? cast_.erase(each) : std::next(each);
     }
   }
   task<> let_time_pass() {
@@ -1091,7 +1078,7 @@ class trial final : public watcher {
     std::size_t count = 0;
     int chosen = 0;
     for (const auto& [who, p] : cast_) {
-      if (!p.self->gone() && fits(p) && random_(++count) == 0) chosen = who;
+      if (!p.self->has_ended() && fits(p) && random_(++count) == 0) chosen = who;
     }
     return chosen;
   }
@@ -1160,7 +1147,7 @@ class trial final : public watcher {
   task<> end() {
     if (random_(2) == 0) {
       for (const auto& [who, p] : cast_) {
-        if (!p.self->gone()) cancel(who);
+        if (!p.self->has_ended()) cancel(who);
       }
       check();
     } else {

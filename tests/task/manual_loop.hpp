@@ -3,6 +3,8 @@
 #include <coax/task/loop.hpp>
 #include <coax/task/task.hpp>
 
+#include "own_root.hpp"
+
 #include <functional>
 #include <optional>
 
@@ -20,8 +22,8 @@ class manual_loop final : public coax::loop {
   template <class T>
   T run(coax::task<T> t) {
     const running_here guard(*this);
-    main_root<T> root(std::move(t));
-    while (!root.done) turn();
+    own_root<T> root(std::move(t));
+    while (!root.has_ended()) turn();
     return root.take();
   }
 
@@ -60,26 +62,6 @@ class manual_loop final : public coax::loop {
   bool is_idle() noexcept { return !has_ready() && timers_set() == 0; }
 
  private:
-  template <class T>
-  struct main_root final : coax::root {
-    explicit main_root(coax::task<T> t) : frame(std::move(t).release()) {
-      adopt(frame);
-      start_later();
-    }
-    main_root(const main_root&) = delete;
-    main_root& operator=(const main_root&) = delete;
-    ~main_root() {
-      if (frame) frame.destroy();
-    }
-    T take() { return frame.promise().take(); }
-    void ended(outcome how) noexcept override {
-      if (how == outcome::unwound) frame = nullptr;
-      done = true;
-    }
-    std::coroutine_handle<typename coax::task<T>::promise_type> frame;
-    bool done = false;
-  };
-
   void turn() {
     if (!has_ready()) pass_time();
     run_turn();

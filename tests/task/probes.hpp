@@ -5,12 +5,12 @@
 /// Never write co_await inside CHECK or REQUIRE: these macros evaluate such an expression more than once.
 
 #include <coax/task/frames.hpp>
-#include <coax/task/root.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
 
 #include "../catch.hpp"
 #include "manual_loop.hpp"
+#include "own_root.hpp"
 
 #include <concepts>
 #include <cstddef>
@@ -116,45 +116,36 @@ class named {
   char name_;
 };
 
-/// A task as a root of its own that the test starts, cancels and watches from outside.
+/// A root that the test starts, cancels and watches from outside of its loop.
 template <class T = void>
-class watched final : public coax::root {
+class watched final : public own_root<T> {
  public:
-  watched(manual_loop& loop, coax::task<T> t) : loop_(loop), frame_(std::move(t).release()) {
-    loop_.inside([this] {
-      adopt(frame_);
-      start_later();
-    });
-  }
-  watched(const watched&) = delete;
-  watched& operator=(const watched&) = delete;
-  ~watched() {
-    if (frame_) frame_.destroy();
+  watched(manual_loop& loop, coax::task<T> t) : loop_(loop) {
+    loop_.inside([&] { this->begin(std::move(t)); });
   }
 
   void cancel_from_outside() {
-    loop_.inside([this] { cancel(); });
+    loop_.inside([this] { this->cancel(); });
   }
   void run_to_end() {
-    for (loop_.settle(); !has_ended(); loop_.settle()) loop_.pass_time();
+    for (loop_.settle(); !this->has_ended(); loop_.settle()) loop_.pass_time();
   }
 
-  bool has_ended() const noexcept { return times_ended_ != 0; }
-  bool finished() const noexcept { return has_ended() && frame_ != nullptr; }
-  bool unwound() const noexcept { return has_ended() && frame_ == nullptr; }
+  bool finished() const noexcept { return this->has_ended() && !unwound_; }
+  bool unwound() const noexcept { return unwound_; }
   int times_ended() const noexcept { return times_ended_; }
-  std::source_location where() const { return frame_.promise().where(); }
-  T take() { return frame_.promise().take(); }
+  std::source_location where() const { return this->promise().where(); }
 
  private:
-  void ended(outcome how) noexcept override {
+  void ended(coax::root::outcome how) noexcept override {
+    own_root<T>::ended(how);
     ++times_ended_;
-    if (how == outcome::unwound) frame_ = nullptr;
+    unwound_ = how == coax::root::outcome::unwound;
   }
 
   manual_loop& loop_;
-  std::coroutine_handle<typename coax::task<T>::promise_type> frame_;
   int times_ended_ = 0;
+  bool unwound_ = false;
 };
 
 class scripted_wait;
