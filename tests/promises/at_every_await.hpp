@@ -17,10 +17,12 @@
 
 #include "../catch.hpp"
 #include "../io/each_backend.hpp"
+#include "../task/manual_loop.hpp"
 #include "../task/own_root.hpp"
 
 #include <coax/io/reactor.hpp>
 #include <coax/task/dump.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/frames.hpp>
 #include <coax/task/loop.hpp>
 #include <coax/task/root.hpp>
@@ -62,28 +64,8 @@ class virtual_stage final : public stage {
   bool turn() override { return loop_.turn(); }
 
  private:
-  class own_loop final : public coax::loop {
-   public:
-    own_loop() noexcept : loop(coax::clock::time_point(std::chrono::hours(1))), here_(*this) {}
-    coax::clock::time_point now() const noexcept override { return now_; }
-    bool turn() {
-      if (!has_ready()) {
-        const auto next = next_deadline();
-        if (!next) return false;
-        if (*next > now_) now_ = *next;
-        deadlines().expire(now_);
-      }
-      turn_begins();
-      run_ready();
-      turn_ends();
-      return true;
-    }
-
-   private:
-    coax::clock::time_point now_{std::chrono::hours(1)};
-    running_here here_;
-  };
-  own_loop loop_;
+  manual_loop loop_;
+  manual_loop::running_here here_{loop_};
 };
 
 class reactor_stage final : public stage {
@@ -207,29 +189,17 @@ class actor final : public own_root<> {
   std::exception_ptr failure_;
 };
 
-inline std::string words_of(const std::exception_ptr& failure) {
-  try {
-    if (failure) std::rethrow_exception(failure);
-  } catch (const std::exception& e) {
-    return e.what();
-  } catch (...) {
-    return "something that is no std::exception";
-  }
-  return "nothing";
-}
+using coax::detail::words_of;
 
 /// Ends the program, with the tree of what waits, when a run does not end.
 class watchdog final : private coax::timer {
  public:
   watchdog(stage& on, const std::string& run) : stage_(on), run_(run) {
     if (on.in_flight() != 0) on.loop().deadlines().set(*this, on.loop().now() + patience);
-    set_ = on.in_flight() != 0;
   }
   watchdog(const watchdog&) = delete;
   watchdog& operator=(const watchdog&) = delete;
-  ~watchdog() {
-    if (set_) stage_.loop().deadlines().drop(*this);
-  }
+  ~watchdog() { stage_.loop().deadlines().drop(*this); }
 
   void turned(bool anything_left) {
     if (!anything_left || ++turns_ > turns_max) bark();
@@ -248,7 +218,6 @@ class watchdog final : private coax::timer {
 
   stage& stage_;
   const std::string& run_;
-  bool set_ = false;
   int turns_ = 0;
 };
 
@@ -343,7 +312,8 @@ bool run_cancelled(stage& on, request how, int at, const std::string& run) {
     if constexpr (has_afterwards<Scenario>) {
       actor last(scenario.afterwards());
       while (!last.has_ended()) dog.turned(on.turn());
-      if (last.how() != ending::finished) wrong += " afterwards: " + words_of(last.failure());
+      if (last.how() == ending::threw) wrong += " afterwards threw " + words_of(last.failure());
+      if (last.how() == ending::unwound) wrong += " afterwards was unwound";
     }
     const endings seen{subject.how(), peer ? peer->how() : ending::running, reached, false};
     if (seen.subject == ending::threw) wrong += " the subject threw " + words_of(subject.failure());

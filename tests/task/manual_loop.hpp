@@ -10,8 +10,8 @@
 
 /// A loop under a virtual clock: time moves only when nothing is ready, and then straight to the next timer.
 ///
-/// `run` runs a task to its end. Alternatively the test is the driver: `inside` starts and cancels, `settle` runs what is
-/// ready, `advance` and `pass_time` let time pass.
+/// `run` runs a task to its end. Alternatively the test is the driver: `inside` starts and cancels, `settle` and `turn` run
+/// what is ready, `advance` and `pass_time` let time pass.
 class manual_loop final : public coax::loop {
  public:
   manual_loop() noexcept : loop(coax::clock::time_point(std::chrono::hours(1))) {}
@@ -23,7 +23,7 @@ class manual_loop final : public coax::loop {
   T run(coax::task<T> t) {
     const running_here guard(*this);
     own_root<T> root(std::move(t));
-    while (!root.has_ended()) turn();
+    while (!root.has_ended()) next_turn();
     return root.take();
   }
 
@@ -57,12 +57,21 @@ class manual_loop final : public coax::loop {
     deadlines().expire(now_);
   }
 
-  using coax::loop::has_ready;  // for a task that lets all others run before it goes on
+  /// Runs what is ready; where nothing is, time passes first. False when nothing can come any more.
+  bool turn() {
+    const running_here guard(*this);
+    if (!has_ready() && !next_deadline()) return false;
+    next_turn();
+    return true;
+  }
+
+  using coax::loop::has_ready;     // for a task that lets all others run before it goes on
+  using coax::loop::running_here;  // for a test that is the driver for longer than one call
   std::size_t timers_set() noexcept { return deadlines().size(); }
   bool is_idle() noexcept { return !has_ready() && timers_set() == 0; }
 
  private:
-  void turn() {
+  void next_turn() {
     if (!has_ready()) pass_time();
     run_turn();
   }
