@@ -127,7 +127,7 @@ TEST_CASE("a port nobody listens on refuses") {
   });
 }
 
-TEST_CASE("an address that cannot be reached") {
+TEST_CASE("connecting to an address that TCP cannot reach fails with network_unreachable") {
   on_each_backend([]() -> task<> {
     // TCP knows no broadcast and no multicast, whatever the routes are.
     for (const char* where : {"255.255.255.255:80", "224.0.0.1:80"}) {
@@ -144,7 +144,7 @@ TEST_CASE("an endpoint that is none is an invalid argument") {
   });
 }
 
-TEST_CASE("a Unix path that is not there, or that nobody listens on") {
+TEST_CASE("a Unix path that is not there is told from one that nobody listens on") {
   on_each_backend([]() -> task<> {
     auto missing = co_await coax::connect(endpoint::parse("unix:/no/such/socket").value());
     CHECK(missing.error() == std::errc::no_such_file_or_directory);

@@ -222,7 +222,7 @@ TEST_CASE("v6only decides whether an IPv6 listener takes IPv4 connections") {
   });
 }
 
-TEST_CASE("a listener on a Unix path") {
+TEST_CASE("a listener on a Unix path serves, and leaves its file when it is closed") {
   const scratch_directory scratch;
   on_each_backend([&]() -> task<> {
     const std::string text = "unix:" + scratch.socket_path();
@@ -243,7 +243,7 @@ TEST_CASE("a listener on a Unix path") {
   });
 }
 
-TEST_CASE("a listener in the abstract namespace") {
+TEST_CASE("a listener on a name in the abstract namespace serves") {
   on_each_backend([]() -> task<> {
     const std::string text = "unix:@coax-listener-test-" + std::to_string(::getpid());
     auto from = listener::bind(text);

@@ -46,13 +46,14 @@ void operator delete(void* block, std::size_t, std::align_val_t alignment) noexc
   operator delete(block, alignment);
 }
 
-TEST_CASE("every allocation fails: tasks, time and sync primitives", "[promises][memory]") {
+TEST_CASE("whichever allocation fails, tasks, timers and sync primitives leave nothing behind",
+          "[promises][memory]") {
   scenarios::for_each_task_scenario([]<class Scenario>(const char* name) {
     fail_every_allocation<Scenario>(name, [] { return std::make_unique<virtual_stage>(); });
   });
 }
 
-TEST_CASE("every allocation fails: connections", "[promises][memory]") {
+TEST_CASE("whichever allocation fails, connections leave nothing behind", "[promises][memory]") {
   coax::detail::signal_hub::instance();  // opens its descriptor once, for good
   for (const coax::backend b : backends_here()) {
     scenarios::for_each_net_scenario([b]<class Scenario>(const char* name) {
@@ -61,7 +62,8 @@ TEST_CASE("every allocation fails: connections", "[promises][memory]") {
   }
 }
 
-TEST_CASE("every allocation fails: a whole run", "[promises][memory]") {
+TEST_CASE("whichever allocation fails, a run ends with its result or an error and leaves nothing",
+          "[promises][memory]") {
   coax::detail::signal_hub::instance();
   for (const coax::backend b : backends_here()) {
     INFO("on " << name_of(b));
