@@ -190,3 +190,22 @@ TEST_CASE("races and timeouts nest", "[race]") {
   });
   CHECK(loop.elapsed() == 1s);
 }
+
+TEST_CASE("in a race of a vector too, branches after one that ended at once never begin",
+          "[race]") {
+  test_loop loop;
+  bool begun = false;
+  loop.run([&]() -> task<> {
+    const auto begins = [&]() -> task<int> {
+      begun = true;
+      co_return 2;
+    };
+    std::vector<task<int>> both;
+    both.push_back(at_once(1));
+    both.push_back(begins());
+    const auto ends = co_await coax::race(std::move(both));
+    CHECK(ends[0] == 1);
+    CHECK_FALSE(ends[1]);
+  });
+  CHECK_FALSE(begun);
+}

@@ -235,3 +235,20 @@ TEST_CASE("100,000 children are cancelled at once, in constant stack", "[scope]"
   CHECK(unwound == 100'000);
   CHECK(left == 0);
 }
+
+TEST_CASE("once a scope is cancelled, spawn does not even call its function", "[scope]") {
+  test_loop loop;
+  int called = 0;
+  loop.run([&]() -> task<> {
+    const auto gives_task = [&]() -> task<> {
+      ++called;
+      return []() -> task<> { co_return; }();
+    };
+    co_await coax::with_scope([&](scope& s) -> task<> {
+      s.cancel();
+      s.spawn(gives_task);
+      co_return;
+    });
+  });
+  CHECK(called == 0);
+}

@@ -2,6 +2,7 @@
 #include <coax/task/result.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
+#include <coax/task/when_all.hpp>
 #include <coax/task/within.hpp>
 
 #include "probes.hpp"
@@ -231,4 +232,20 @@ TEST_CASE("a wait within a timeout that is cancelled unwinds and takes its timer
     CHECK(s.stops == 1);
     CHECK(loop->timers_set() == 0);
   }
+}
+
+TEST_CASE("a limit and a sleep that end at one instant end in the order in which they began",
+          "[within]") {
+  test_loop loop;
+  script never;
+  std::string order;
+  loop.run([&]() -> task<> {
+    const auto limited = [&]() -> task<> {
+      const auto late = co_await coax::within(1s, scripted_wait(never));
+      CHECK(late.error() == std::errc::timed_out);
+      order += "limit ";
+    };
+    co_await coax::when_all(limited(), sleeps(order, 's', 1s));
+  });
+  CHECK(order == "limit s");
 }
