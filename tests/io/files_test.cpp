@@ -4,7 +4,11 @@
 #include <coax/task/scope.hpp>
 #include <coax/task/within.hpp>
 
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <chrono>
+#include <climits>
 #include <cstdlib>
 
 // Descriptors that are no sockets: files, devices, and pipes in blocking mode.
@@ -225,4 +229,33 @@ TEST_CASE("a pipe whose writer has gone is at its end, after what it held") {
     };
     co_await coax::with_scope(body);
   });
+}
+
+TEST_CASE("a write of more than one call can take is written whole") {
+  /// Takes all it is asked to. That is where epoll writes; io_uring writes to /dev/null.
+  class swallowing final : public coax::syscalls {
+   public:
+    int write(int, const void*, std::size_t size) noexcept override {
+      largest = std::max(largest, size);
+      return static_cast<int>(std::min(size, std::size_t{INT_MAX}));
+    }
+    std::size_t largest = 0;
+  } calls;
+  constexpr std::size_t size = std::size_t{1} << 32;  // 0 where 32 bits are to hold it
+  void* const zeros =
+      ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  REQUIRE(zeros != MAP_FAILED);
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    const auto reactor = reactor_of(b, calls);
+    run_clean(*reactor, [&]() -> coax::task<> {
+      const coax::unique_fd null(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+      const std::span all(static_cast<const std::byte*>(zeros), size);
+      auto written = co_await coax::write(null.get(), all);
+      REQUIRE(written);
+      CHECK(*written == size);
+    });
+  }
+  CHECK(calls.largest <= std::size_t{INT_MAX});
+  ::munmap(zeros, size);
 }

@@ -3,6 +3,7 @@
 
 #include <coax/task/scope.hpp>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -343,5 +344,37 @@ TEST_CASE("a long transfer that never has to wait lets others run in between") {
     };
     co_await coax::with_scope(body);
     CHECK(yields > 1000);
+  });
+}
+
+TEST_CASE("a peer that has always more to send lets others run after 64 KB") {
+  class flooding final : public coax::syscalls {
+   public:
+    int recv(int, void*, std::size_t size, int) noexcept override { return static_cast<int>(size); }
+  } calls;
+  const auto reactor = reactor_of(coax::backend::epoll, calls);
+  run_clean(*reactor, []() -> coax::task<> {
+    fd_pair p = unix_pair();
+    const taken_over socket(std::move(p.ours));
+    std::size_t at_once = 0;
+    std::size_t most = 0;
+    bool done = false;
+    auto body = [&](coax::scope& s) -> coax::task<> {
+      s.spawn([&]() -> coax::task<> {
+        std::vector<std::byte> some(16 * 1024);
+        for (int i = 0; i < 100; ++i) {
+          auto n = co_await receive(socket.get(), some);
+          at_once += n.value();
+          most = std::max(most, at_once);
+        }
+        done = true;
+      });
+      while (!done) {
+        at_once = 0;
+        co_await coax::yield();
+      }
+    };
+    co_await coax::with_scope(body);
+    CHECK(most <= 64 * 1024);
   });
 }

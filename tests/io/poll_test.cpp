@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <string>
+#include <utility>
 #include <vector>
 
 // poll of one descriptor and of several. What every operation has in common is in operations_test.cpp.
@@ -258,4 +259,28 @@ TEST_CASE("poll for room to write is not ended by the peer's half-close, which n
     co_await coax::with_scope(body);
     CHECK(seen == POLLOUT);
   });
+}
+
+TEST_CASE("poll of several that is interrupted looks again") {
+  class interrupted final : public coax::syscalls {
+   public:
+    int poll(pollfd* fds, std::size_t count) noexcept override {
+      return std::exchange(now, false) ? -EINTR : syscalls::poll(fds, count);
+    }
+    bool now = false;
+  } calls;
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    const auto reactor = reactor_of(b, calls);
+    run_clean(*reactor, [&]() -> coax::task<> {
+      const fd_pair p = pipe_to_us();
+      put(p.theirs, "x");
+      std::array<pollfd, 1> fds{{{p.ours.get(), POLLIN, 0}}};
+      calls.now = true;
+      auto ready = co_await coax::poll(fds);
+      REQUIRE(ready);
+      CHECK(*ready == 1);
+    });
+    CHECK_FALSE(calls.now);
+  }
 }
