@@ -553,3 +553,31 @@ TEST_CASE("a message that was cut off by an error is not followed by another") {
     CHECK(second == coax::errc::transfer_cut);
   }
 }
+
+TEST_CASE(
+    "by whichever error a connection was lost, each read says so, and none takes it for an end") {
+  for (const sim::completion how : both_kinds)
+    for (const int error : {ECONNRESET, ECONNABORTED, ECONNREFUSED, ETIMEDOUT, EHOSTDOWN,
+                            EHOSTUNREACH, ENETUNREACH}) {
+      sim::world w{{.completion = how}};
+      std::vector<std::error_code> told;
+      auto& server = w.host("srv", [&]() -> task<> {
+        auto from = coax::listener::bind("0.0.0.0:9000").value();
+        auto conn = co_await from.accept();
+        std::array<std::byte, 8> buf;
+        while (told.size() < 3) {
+          auto n = co_await conn->read(buf);
+          told.push_back(n.error());
+        }
+      });
+      server.on("recv").nth(1, error);  // all others find the end
+      w.host("cli", []() -> task<> {
+        co_await coax::sleep_for(1ms);
+        auto conn = co_await coax::connect(server_at());
+        REQUIRE(conn);
+      });
+      w.run_to_end();
+      const std::error_code lost(error, std::system_category());
+      CHECK(told == std::vector<std::error_code>(3, lost));
+    }
+}
