@@ -1,5 +1,7 @@
+#include <coax/io/reactor.hpp>
 #include <coax/net/connect.hpp>
 #include <coax/net/listener.hpp>
+#include <coax/task/fatal.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/within.hpp>
 
@@ -9,11 +11,13 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -327,5 +331,70 @@ TEST_CASE("many connections are made at once") {
       }
     });
     for (const connected& c : clients) CHECK(*c);
+  });
+}
+
+TEST_CASE("a TCP connect that finds no free port fails at once") {
+  class without_ports final : public coax::syscalls {
+   public:
+    int connect(int, const sockaddr*, socklen_t) noexcept override { return -EAGAIN; }
+  } kernel;
+  const auto reactor = reactor_of(coax::backend::epoll, kernel);
+  run_clean(*reactor, []() -> task<> {
+    const closed_port nobody;
+    auto client = co_await coax::within(patience, coax::connect(nobody.where()));
+    CHECK(client.error() == std::errc::resource_unavailable_try_again);
+  });
+}
+
+namespace {
+
+/// No operation ever ends by itself, and no wait takes time: the clock goes to its deadline.
+class skips_waits final : public coax::reactor {
+ public:
+  explicit skips_waits(coax::syscalls& calls = coax::syscalls::kernel())
+      : reactor(calls, coax::clock::time_point(1h)) {}
+  std::string_view backend() const noexcept override { return "a test"; }
+  coax::clock::time_point now() const noexcept override { return now_; }
+
+ private:
+  bool submit(coax::operation&) noexcept override { return false; }
+  void cancel(coax::operation& op) noexcept override { was_stopped(op); }
+  void poll(std::optional<coax::clock::time_point> deadline) noexcept override {
+    if (!deadline) coax::detail::fatal("the test waits for something that never comes");
+    now_ = std::max(now_, *deadline);
+  }
+  coax::clock::time_point now_{1h};
+};
+
+}  // namespace
+
+TEST_CASE("connecting to a full Unix listener looks for room ten times a second or more often") {
+  class full_for_long final : public coax::syscalls {
+   public:
+    int connect(int, const sockaddr*, socklen_t) noexcept override {
+      return ++tries < 100 ? -EAGAIN : -ECONNREFUSED;
+    }
+    int tries = 0;
+  } kernel;
+  skips_waits reactor(kernel);
+  run_clean(reactor, [&]() -> task<> {
+    const auto begin = coax::now();
+    auto client = co_await coax::connect(abstract_name());
+    CHECK(client.error() == std::errc::connection_refused);
+    CHECK(coax::now() - begin <= 100 * 100ms);
+    CHECK(coax::now() - begin > 90 * 90ms);  // and not all the time
+  });
+}
+
+TEST_CASE("of several addresses each has its time, and the last all there is") {
+  skips_waits reactor;
+  run_clean(reactor, []() -> task<> {
+    const auto begin = coax::now();
+    const closed_port nobody;
+    const std::vector<endpoint> silent(3, nobody.where());
+    auto client = co_await coax::within(1h, coax::detail::connect_to_first(silent, 2s));
+    CHECK(client.error() == std::errc::timed_out);
+    CHECK(coax::now() - begin == 1h);
   });
 }

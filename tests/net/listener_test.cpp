@@ -361,3 +361,29 @@ TEST_CASE("a connection that comes together with the cancellation is accepted la
     }
   });
 }
+
+TEST_CASE("a listener that is given another's socket serves connections of that kind") {
+  /// After which the reactor of a TCP stream need not ask for more, and that of a Unix socket has to.
+  class short_reads final : public coax::syscalls {
+   public:
+    int recv(int fd, void* into, std::size_t, int flags) noexcept override {
+      return syscalls::recv(fd, into, 1, flags);
+    }
+  } kernel;
+  const auto reactor = reactor_of(coax::backend::epoll, kernel);
+  run_clean(*reactor, []() -> task<> {
+    auto from = listener::bind("127.0.0.1:0").value();
+    from = listener::bind("unix:@coax-listener-given-" + std::to_string(::getpid())).value();
+    const coax::unique_fd client = raw_client_of(from.native_handle());
+    auto served = co_await from.accept();
+    REQUIRE(served);
+    std::array<std::byte, 8> some;
+    auto none = co_await coax::within(0ms, served->read(some));  // from now on epoll tells
+    CHECK(none.error() == std::errc::timed_out);
+    REQUIRE(::send(client.get(), "ab", 2, 0) == 2);
+    for (const char* each : {"a", "b"}) {
+      const std::string got = co_await read_text(*served);
+      CHECK(got == each);
+    }
+  });
+}

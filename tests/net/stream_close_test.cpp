@@ -1,5 +1,6 @@
 #include <coax/net/stream.hpp>
 #include <coax/task/scope.hpp>
+#include <coax/task/sleep.hpp>
 #include <coax/task/within.hpp>
 
 #include "pairs.hpp"
@@ -491,4 +492,43 @@ TEST_CASE("a task that is cancelled closes the streams it owns") {
       CHECK(why == errc::end_of_stream);
     }
   });
+}
+
+TEST_CASE("a TCP stream destroyed before its reader hears of what came resets the connection") {
+  on_each_backend([]() -> task<> {
+    raw_pair both = raw_connected(transport::tcp);
+    std::optional<stream> near(adopted(std::move(both.near)));
+    std::array<std::byte, 8> bytes;
+    outcome how;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(read_some, std::ref(*near), std::span(bytes), std::ref(how));
+      co_await turns(2);
+      REQUIRE(::send(both.far.get(), "unread", 6, MSG_NOSIGNAL) == 6);
+      near.reset();
+    });
+    REQUIRE(how);
+    co_await turns(5);
+    char nothing = 0;
+    const auto got = ::recv(both.far.get(), &nothing, 1, MSG_DONTWAIT);
+    const int why = errno;
+    CHECK(got == (*how ? 0 : -1));  // on io_uring the reader may have been given it all the same
+    if (got < 0) CHECK(why == ECONNRESET);
+  });
+}
+
+TEST_CASE("close gives up in time on a peer that sends a little now and then, and never ends") {
+  const auto dribble = [](stream& to) -> task<> {
+    while (auto sent = co_await to.write("x")) co_await coax::sleep_for(100ms);
+  };
+  const auto body = [&](stream& near, stream& far) -> task<> {
+    const auto begin = coax::now();
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(dribble, std::ref(far));
+      auto closed = co_await coax::within(1h, near.close());
+      CHECK(closed.error() == std::errc::timed_out);
+      CHECK(coax::now() - begin == stream::linger_limit);
+      s.cancel();
+    });
+  };
+  on_simulation([&]() -> task<> { co_await with_connected_pair(body); });
 }
