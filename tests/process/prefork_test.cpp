@@ -1,11 +1,17 @@
 #include "../io/each_backend.hpp"
 #include "serve.hpp"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <csignal>
+#include <cstdio>
 #include <map>
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -229,5 +235,60 @@ TEST_CASE("the status is 0 only when every process gave 0 after the stop") {
       CHECK(parent.end().exited_with(status == 0 ? 0 : 1));
       CHECK(parent.count(") ended: exit status " + std::to_string(status) + "\n") == 2);
     }
+  }
+}
+
+TEST_CASE("one that failed after the stop counts, though another ends well after it") {
+  // Each takes its status from a pipe, so that the test says who ends when.
+  const auto gives_what_it_reads = [](int from, int tell) -> task<int> {
+    auto stopped = coax::signals({SIGTERM});
+    reports::tell(tell, 'r');
+    co_await std::move(stopped);
+    char status = 100;
+    static_cast<void>(!::read(from, &status, 1));
+    co_return status;
+  };
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    int ends[2];
+    REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+    const coax::unique_fd from(ends[0]);
+    const coax::unique_fd to(ends[1]);
+    supervisor parent(
+        b, [&] { return coax::prefork(processes(2), gives_what_it_reads, from.get(), told.in()); });
+    for (int i = 0; i < 2; ++i) told.next('r');
+    parent.send(SIGTERM);
+    for (const char* status : {"\1", "\0"}) {
+      REQUIRE(::write(to.get(), status, 1) == 1);
+      CHECK(!parent.line(") ended: exit status " + std::to_string(*status)).empty());
+    }
+    CHECK(parent.end().exited_with(1));
+  }
+}
+
+TEST_CASE("what parent and processes have printed is written, and once") {
+  const auto prints = [](int tell) -> task<> {
+    auto stopped = coax::signals({SIGTERM});
+    std::printf("said by a process ");  // which stays in the buffer
+    reports::tell(tell, 'r');
+    co_await std::move(stopped);
+  };
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    supervisor parent(b, [&] {
+      ::dup2(STDERR_FILENO, STDOUT_FILENO);
+      std::printf("said by the parent ");
+      const int status = coax::prefork(processes(2), prints, told.in());
+      std::fflush(stdout);
+      return status;
+    });
+    for (int i = 0; i < 2; ++i) told.next('r');
+    parent.send(SIGTERM);
+    CHECK(parent.end().exited_with(0));
+    INFO(parent.words());
+    CHECK(parent.count("said by the parent") == 1);
+    CHECK(parent.count("said by a process") == 2);
   }
 }

@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 // Signals to a process whose threads come to wait for them at different times.
@@ -207,5 +208,22 @@ TEST_CASE("signals stay caught until the last thread has ended") {
     CHECK(calls_of_own_handler == 1);  // nobody took it
     raise_here();
     CHECK(calls_of_own_handler == 2);
+  });
+}
+
+TEST_CASE("a thread that begins only after a signal came is told too") {
+  by_environment([](const std::string&) {
+    coax::detail::thread_group group;  // of threads that never live at the same time
+    int told = 0;
+    const auto life = [&](bool raises) -> task<> {
+      auto wait = coax::signals({SIGUSR1});
+      if (raises) raise_here();
+      auto number = co_await coax::within(10s, std::move(wait));
+      told += number && *number == SIGUSR1 ? 1 : 0;
+    };
+    for (const bool raises : {true, false})
+      std::thread([&] { coax::detail::run_member(group, [&] { return life(raises); }); }).join();
+    group.rethrow_failure();
+    CHECK(told == 2);
   });
 }
