@@ -18,7 +18,6 @@
 #include <mutex>
 #include <new>
 #include <system_error>
-#include <utility>
 
 namespace coax::inline COAX_ABI::detail {
 

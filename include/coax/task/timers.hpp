@@ -90,7 +90,7 @@ class timers {
   explicit timers(clock::time_point start) noexcept : now_(ticks(start)) {}
 
   void set(timer& t, clock::time_point deadline) noexcept {
-    is_due(t, deadline);
+    make_due(t, deadline);
     t.link_before(unsorted_);
     ++count_;
   }
@@ -105,7 +105,7 @@ class timers {
   void count_from(clock::time_point now) noexcept {
     for (detail::timer_link* link = uncounted_.next; link != &uncounted_; link = link->next) {
       timer& t = static_cast<timer&>(*link);
-      is_due(t, t.limit().after(now));
+      make_due(t, t.limit().after(now));
     }
     unsorted_.link_all_before(uncounted_);
   }
@@ -166,7 +166,7 @@ class timers {
     return clock::time_point(clock::duration(static_cast<clock::rep>(t)));
   }
 
-  void is_due(timer& t, clock::time_point deadline) noexcept {
+  void make_due(timer& t, clock::time_point deadline) noexcept {
     t.when_ = std::max(ticks(deadline), now_);
     first_ = std::min(first_, t.when_);
   }
