@@ -35,6 +35,7 @@ struct alignas(64) buffer {
   buffer_pool* pool = nullptr;  // null: it has its memory from the heap
   std::uint32_t begin = 0;      // what was received, and not yet read
   std::uint32_t size = 0;
+  std::uint16_t number = 0;  // in its pool
 
   std::byte* data() noexcept { return reinterpret_cast<std::byte*>(this + 1); }
   std::span<std::byte> bytes() noexcept { return {data() + begin, size}; }
@@ -99,6 +100,7 @@ class buffer_pool {
       if (made_ == count_max) return nullptr;
       b = ::new (memory_ + made_ * buffer::stride) buffer;
       b->pool = this;
+      b->number = static_cast<std::uint16_t>(made_);
       ++made_;
     }
     ++in_use_;
@@ -118,10 +120,6 @@ class buffer_pool {
 
   std::size_t in_use() const noexcept { return in_use_; }
 
-  std::uint16_t number_of(const buffer& b) const noexcept {
-    const auto distance = reinterpret_cast<const std::byte*>(&b) - memory_;
-    return static_cast<std::uint16_t>(static_cast<std::size_t>(distance) / buffer::stride);
-  }
   buffer& at(std::uint16_t number) noexcept {
     return *std::launder(reinterpret_cast<buffer*>(memory_ + number * buffer::stride));
   }

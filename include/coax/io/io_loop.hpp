@@ -250,14 +250,8 @@ class io_loop : public loop {
     return buffers_.get();
   }
 
-  static bool is_writer(const operation& op) noexcept {
-    return (op.waits_for() & interest::writable) != 0;
-  }
-  /// Whoever does not wait for writing counts as a reader: urgent data and hang-ups are news from
-  /// the peer.
-  static bool is_reader(const operation& op) noexcept {
-    return (op.waits_for() & ~interest::writable) != 0 || !is_writer(op);
-  }
+  static bool is_writer(const operation& op) noexcept { return op.writes_; }
+  static bool is_reader(const operation& op) noexcept { return op.reads_; }
 
   // --- for the end of a run ---
 
@@ -349,7 +343,7 @@ class io_loop : public loop {
   }
 
   /// Takes an answer that is not merely so many bytes.
-  static bool take_end(operation& op, int answer) noexcept {
+  [[gnu::noinline]] static bool take_end(operation& op, int answer) noexcept {
     if (answer <= 0 && op.watched_as() == watching::stream) answer = told_again(*op.at_, answer);
     if (!op.at_->closing) return op.take(answer);
     // To read nothing may be the work of the shutdown.

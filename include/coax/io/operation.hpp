@@ -95,6 +95,8 @@ class operation : public waiter {
         drained_(false),
         asks_nothing_(false),
         watching_(how),
+        writes_((waits_for & interest::writable) != 0),
+        reads_((waits_for & ~interest::writable) != 0 || !writes_),
         stop_requested_(false),
         in_line_(false),
         polling_(false),
@@ -138,6 +140,8 @@ class operation : public waiter {
   void stop_here() noexcept;
 
   watching watching_ : 2;
+  bool writes_ : 1;
+  bool reads_ : 1;  // as does whoever does not wait for writing: urgent data and hang-ups are news
   bool stop_requested_ : 1;
   bool in_line_ : 1;        // readiness: it is among those whose call is to be made
   bool polling_ : 1;        // io_uring: what is in the ring is a poll for `waits_for`

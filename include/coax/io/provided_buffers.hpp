@@ -72,7 +72,7 @@ class provided_buffers {
       io_uring_buf& entry = entries_[tail_ % entries];
       entry.addr = reinterpret_cast<std::uintptr_t>(b->data());
       entry.len = buffer::bytes_max;
-      entry.bid = pool_->number_of(*b);
+      entry.bid = b->number;
       ++tail_;
       ++in_ring_;
     }

@@ -78,13 +78,13 @@ class uring_reactor final : public completion_reactor {
   }
 
   bool submit(operation& op) noexcept override {
+    if (served_by_multishot(op)) return false;
     if (worth_a_call(op) && call(op) == progress::ended) return true;
-    queue(op);
+    put_into_ring(op);
     return false;
   }
 
   bool worth_a_call(const operation& op) noexcept {
-    if (op.at_->multishot && is_reader(op)) return false;
     const operation::first_try when = op.tries_first();
     if (when != operation::first_try::when_few) return when == operation::first_try::always;
     if (completions_ > few || tried_ || kernel_has_work()) return false;
@@ -249,9 +249,12 @@ class uring_reactor final : public completion_reactor {
 
   // --- the submission queue ---
 
-  /// Puts `op` into the ring, or into the backlog when that is full.
   void queue(operation& op) noexcept override {
-    if (served_by_multishot(op)) return;
+    if (!served_by_multishot(op)) put_into_ring(op);
+  }
+
+  /// Puts `op` into the ring, or into the backlog when that is full.
+  void put_into_ring(operation& op) noexcept {
     io_uring_sqe* sqe = free_entry();
     if (sqe == nullptr) return backlog_.push(op);
     if (op.polling_)
@@ -262,7 +265,10 @@ class uring_reactor final : public completion_reactor {
   }
 
   io_uring_sqe* free_entry() noexcept {
-    if (io_uring_sqe* sqe = io_uring_get_sqe(&ring_)) return sqe;
+    io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+    return sqe != nullptr ? sqe : entry_made_free();
+  }
+  [[gnu::noinline, gnu::cold]] io_uring_sqe* entry_made_free() noexcept {
     system().ring_submit(ring_);
     return io_uring_get_sqe(&ring_);  // null when the kernel wants completions reaped first
   }

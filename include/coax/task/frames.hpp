@@ -39,14 +39,12 @@ class frames {
   }
 
   /// Null when there is no memory.
-  static void* try_allocate(std::size_t size) noexcept {
+  [[gnu::always_inline]] static void* try_allocate(std::size_t size) noexcept {
     if (void* recycled = take(size)) return recycled;
-    void* fresh = ::operator new(rounded(size), std::nothrow);
-    if (fresh != nullptr) count(size, 1);
-    return fresh;
+    return try_from_heap(size);
   }
 
-  static void deallocate(void* memory, std::size_t size) noexcept {
+  [[gnu::always_inline]] static void deallocate(void* memory, std::size_t size) noexcept {
     const std::size_t index = class_of(size);
     if (index >= class_count || !keep(memory, lists_.classes[index])) give_up(memory, size);
   }
@@ -141,7 +139,7 @@ class frames {
   }
 
   /// A block of the class of `size`, if there is one.
-  static void* take(std::size_t size) noexcept {
+  [[gnu::always_inline]] static void* take(std::size_t size) noexcept {
     const std::size_t index = class_of(size);
     if (index >= class_count) return nullptr;
     size_class& list = lists_.classes[index];
@@ -151,7 +149,7 @@ class frames {
     return head;
   }
   /// False when there is no room in `list`.
-  static bool keep(void* memory, size_class& list) noexcept {
+  [[gnu::always_inline]] static bool keep(void* memory, size_class& list) noexcept {
     const std::uint32_t kept = list.kept();
     if (kept == list.kept_max) return false;
     list.free = ::new (memory) block{list.free, kept + 1};
@@ -161,6 +159,12 @@ class frames {
   [[gnu::noinline]] static void* from_heap(std::size_t size) {
     void* fresh = ::operator new(rounded(size));
     count(size, 1);
+    return fresh;
+  }
+
+  [[gnu::noinline]] static void* try_from_heap(std::size_t size) noexcept {
+    void* fresh = ::operator new(rounded(size), std::nothrow);
+    if (fresh != nullptr) count(size, 1);
     return fresh;
   }
 
