@@ -51,7 +51,7 @@ class locals_reference {
     return *this;
   }
   ~locals_reference() {
-    if (table_ != nullptr && --table_->references_ == 0) delete table_;
+    if (table_ != nullptr) give_up();
   }
 
   const void* find(const void* variable) const noexcept {
@@ -71,6 +71,10 @@ class locals_reference {
   }
 
  private:
+  [[gnu::noinline]] void give_up() noexcept {
+    if (--table_->references_ == 0) delete table_;
+  }
+
   locals* table_ = nullptr;
 };
 
