@@ -2,6 +2,7 @@
 #include <coax/task/result.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
+#include <coax/task/when_all.hpp>
 #include <coax/task/within.hpp>
 
 #include "probes.hpp"
@@ -163,6 +164,60 @@ TEST_CASE("a race that is cancelled unwinds its branches first", "[race]") {
   loop->settle();
   CHECK(w.unwound());
   CHECK(log.size() == 2);
+}
+
+TEST_CASE("what a branch has completed is given though the race is cancelled before the others end",
+          "[race]") {
+  const counted::census counts;
+  test_loop loop;
+  script winner;
+  script loser;
+  loser.stops_at_once = false;
+  std::optional<int> given;
+  bool went_on = false;
+  const auto body = [&]() -> task<> {
+    const auto ends = co_await coax::race(waits_for(winner), waits_for(loser));
+    given = std::get<0>(ends);
+    co_await coax::yield();
+    went_on = true;
+  };
+  watched<> w(*loop, body());
+  loop->settle();
+  SECTION("after it") {
+    loop->inside([&] { winner.complete(42); });
+    loop->settle();
+    w.cancel_from_outside();
+  }
+  SECTION("in the same turn") {
+    loop->inside([&] { winner.complete(42); });
+    w.cancel_from_outside();
+    loop->settle();
+  }
+  loop->inside([&] { loser.acknowledge_stop(); });
+  loop->settle();
+  CHECK(given == 42);
+  CHECK_FALSE(went_on);
+  CHECK(w.unwound());
+}
+
+TEST_CASE("what a branch has completed is given though the race has run out of time", "[race]") {
+  test_loop loop;
+  loop.run([]() -> task<> {
+    script slow;
+    slow.stops_at_once = false;
+    const auto acknowledges = [](script& s) -> task<> {
+      co_await coax::sleep_for(3s);
+      s.acknowledge_stop();
+    };
+    co_await coax::when_all(
+        [](script& s) -> task<> {
+          const auto ends = co_await coax::within(2s, coax::race(after(1s, 7), waits_for(s)));
+          REQUIRE(ends);
+          CHECK(std::get<0>(*ends) == 7);
+        }(slow),
+        acknowledges(slow));
+  });
+  CHECK(loop.elapsed() == 3s);
 }
 
 TEST_CASE("a race of a hundred thousand ends as fast as it begins", "[race]") {

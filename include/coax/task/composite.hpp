@@ -20,7 +20,7 @@ namespace coax::inline COAX_ABI::detail {
 /// A wait for several roots at once: the branches of a race, the body and children of a scope.
 ///
 /// It ends after the last of them, in one of three ways: an exception is delivered, even while
-/// being cancelled; else, if a branch was unwound and the awaiting root is being cancelled, that
+/// being cancelled; else, if the awaiting root is being cancelled and there is no result for it, that
 /// root unwinds too; else it resumes. No branch outlives it.
 class composite : public waiter {
  public:
@@ -29,7 +29,7 @@ class composite : public waiter {
 
   /// Called by each branch when it has ended.
   void branch_ended(const std::exception_ptr& failure, bool unwound) noexcept {
-    any_unwound_ = any_unwound_ || unwound;
+    (unwound ? any_unwound_ : any_finished_) = true;
     --live_;
     if (failure && !failure_) {
       failure_ = failure;
@@ -58,6 +58,10 @@ class composite : public waiter {
   }
   virtual void one_ended() noexcept {}
 
+  /// Whether there is a result, now that all have ended: unless a part of it is missing.
+  virtual bool has_result() const noexcept { return !any_unwound_; }
+  bool any_finished() const noexcept { return any_finished_; }
+
   std::size_t live() const noexcept { return live_; }
   /// A branch has thrown.
   bool failed() const noexcept { return failure_ != nullptr; }
@@ -85,7 +89,7 @@ class composite : public waiter {
     for (; !line.empty(); line.pop()) static_cast<composite*>(line.front())->cancel_branches();
   }
 
-  bool unwinds() const noexcept { return !failure_ && any_unwound_ && outer_stopping(); }
+  bool unwinds() const noexcept { return !failure_ && !has_result() && outer_stopping(); }
   void settle() noexcept {
     if (unwinds())
       stopped();
@@ -97,6 +101,7 @@ class composite : public waiter {
   std::size_t live_ = 0;
   std::exception_ptr failure_;
   bool any_unwound_ = false;
+  bool any_finished_ = false;
   bool starting_ = false;
 };
 

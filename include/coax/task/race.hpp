@@ -30,6 +30,8 @@ class race_wait : public composite {
   void one_ended() noexcept final {
     if (!std::exchange(over_, true)) cancel_branches();
   }
+  /// What one has completed is given, though others were unwound.
+  bool has_result() const noexcept final { return any_finished() || composite::has_result(); }
 
   bool over_ = false;
 };
@@ -87,8 +89,9 @@ class [[nodiscard]] race_of_awaiter final : public detail::race_wait {
 /// returns.
 ///
 /// Result    a tuple with an optional for each branch: its result, or empty if it was cancelled.
-///           Several can have a result: what had completed is never thrown away. A branch that
-///           gives nothing has a std::monostate. May be ignored.
+///           Several can have a result: what had completed is never thrown away, also when the race
+///           itself is being cancelled. A branch that gives nothing has a std::monostate. May be
+///           ignored.
 /// Errors    the first exception of a branch, after the others have ended.
 /// Order     branches start from left to right; once one has ended, those not begun never begin.
 template <class... A>

@@ -68,6 +68,8 @@ class [[nodiscard]] when_all_of_awaiter final : public detail::composite {
 /// Result    a tuple with the result of each; a std::monostate for one that gives nothing.
 /// Errors    the first exception of a branch, which cancels the others, after all have ended. A
 ///           `result` that holds an error is a result like any other.
+/// Cancelled before all have ended, it gives nothing, and what some have given is lost: a read under a
+///           limit that it shares with others belongs in a task that keeps what was read.
 /// Order     branches start from left to right; once one has thrown, those not begun never begin.
 template <class... A>
 when_all_awaiter<detail::regular_t<await_result_t<A>>...> when_all(A&&... awaitables) {
