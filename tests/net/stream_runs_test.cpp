@@ -60,6 +60,45 @@ TEST_CASE("that a connection was lost, and how, a read says in the next run too"
   });
 }
 
+TEST_CASE("a direction that was cut off in one run has failed in the next, and the other has not") {
+  for (const bool reading : {true, false}) {
+    on_each_two_backends([reading](coax::backend first, coax::backend second) {
+      INFO((reading ? "the reading one" : "the writing one"));
+      raw_pair both = raw_connected(transport::tcp);
+      std::optional<stream> near;
+      run_once(first, [&]() -> task<> {
+        near.emplace(adopted(std::move(both.near)));
+        if (reading) {
+          REQUIRE(::send(both.far.get(), "half", 4, MSG_NOSIGNAL) == 4);
+          std::array<std::byte, 100> much;
+          auto cut = co_await coax::within(1ms, near->read_exactly(much));
+          CHECK(cut.error() == std::errc::timed_out);
+        } else {
+          const std::string more_than_fits(64 * 1024 * 1024, 'x');
+          auto cut = co_await coax::within(1ms, near->write(more_than_fits));
+          CHECK(cut.error() == std::errc::timed_out);
+        }
+      });
+      run_once(second, [&]() -> task<> {
+        std::array<std::byte, 8> some;
+        if (reading) {
+          auto got = co_await coax::within(patience, near->read(some));
+          CHECK(got.error() == coax::errc::transfer_cut);
+          auto sent = co_await coax::within(patience, near->write("x"));
+          CHECK(sent);
+        } else {
+          auto sent = co_await coax::within(patience, near->write("x"));
+          CHECK(sent.error() == coax::errc::transfer_cut);
+          REQUIRE(::send(both.far.get(), "whole", 5, MSG_NOSIGNAL) == 5);
+          auto got = co_await coax::within(patience, near->read(some));
+          CHECK(got);
+        }
+        near.reset();
+      });
+    });
+  }
+}
+
 TEST_CASE(
     "a TCP stream that is destroyed in the next run, with bytes unread, resets the connection") {
   on_each_two_backends([](coax::backend first, coax::backend second) {

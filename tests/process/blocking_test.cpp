@@ -152,9 +152,48 @@ TEST_CASE("signals are blocked in the threads of blocking, but for faults") {
       CHECK(sigismember(&there, number) == 1);
       CHECK(sigismember(&here, number) == 0);
     }
-    for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT})
+    for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT})
       CHECK(sigismember(&there, number) == 0);
   });
+}
+
+TEST_CASE("who starts a thread of blocking has the signal mask that it had") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    const ending child = ending_of([b] {  // in which no thread has been started yet
+      const auto reactor = reactor_of(b);
+      coax::detail::run_on(*reactor, []() -> task<> {
+        sigset_t before;
+        sigset_t after;
+        ::pthread_sigmask(SIG_SETMASK, nullptr, &before);
+        co_await coax::blocking(answer);
+        ::pthread_sigmask(SIG_SETMASK, nullptr, &after);
+        for (int number = 1; number <= SIGRTMAX; ++number)
+          if (sigismember(&before, number) != sigismember(&after, number)) ::_exit(number);
+      });
+    });
+    INFO(child.words);
+    CHECK(child.was_orderly());
+  }
+}
+
+TEST_CASE("one call after the other is made by one thread") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    const ending child = ending_of([b] {
+      const auto reactor = reactor_of(b);
+      coax::detail::run_on(*reactor, []() -> task<> {
+        const auto self = [] { return std::this_thread::get_id(); };
+        const std::thread::id first = co_await coax::blocking(self);
+        for (int i = 0; i < 2 * threads_max; ++i) {
+          const std::thread::id next = co_await coax::blocking(self);
+          if (next != first) ::_exit(1);
+        }
+      });
+    });
+    INFO(child.words);
+    CHECK(child.was_orderly());
+  }
 }
 
 TEST_CASE("what was given to blocking is gone when it has returned") {
@@ -517,7 +556,8 @@ TEST_CASE("where no thread can be had, blocking says so, and works again when th
       coax::detail::run_on(*reactor, [&]() -> task<> {
         std::atomic<int> alive{0};
         int refused = 0;
-        for (int i = 0; i < 3; ++i) {
+        constexpr int calls = accepted_max + 3;  // none of them takes a place among the accepted
+        for (int i = 0; i < calls; ++i) {
           try {
             co_await coax::blocking([](const living&) {}, living(alive));
           } catch (const std::system_error& e) {
@@ -528,7 +568,7 @@ TEST_CASE("where no thread can be had, blocking says so, and works again when th
         if (in_result.error() != std::errc::resource_unavailable_try_again) ::_exit(2);
         ::pthread_setattr_default_np(&usual);
         const int got = co_await coax::blocking(answer);
-        if (refused != 3 || got != 42 || alive != 0) ::_exit(1);
+        if (refused != calls || got != 42 || alive != 0) ::_exit(1);
       });
     });
     INFO(child.words);

@@ -184,6 +184,37 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("prefork ignores SIGPIPE only where it had the default, and gives that back") {
+  const auto waits = [](int tell) -> task<> {
+    auto stopped = coax::signals({SIGTERM});
+    reports::tell(tell, 'r');
+    const int number = co_await std::move(stopped);
+    static_cast<void>(number);
+  };
+  static int told_by_handler;
+  for (const coax::backend b : backends_here()) {
+    for (const bool handled : {false, true}) {
+      INFO("on " << name_of(b) << (handled ? ", with a handler" : ""));
+      reports told;
+      supervisor parent(b, [&] {
+        told_by_handler = told.in();
+        const auto handler = [](int) { reports::tell(told_by_handler, 'p'); };
+        void (*const before)(int) = handled ? +handler : SIG_DFL;
+        std::signal(SIGPIPE, before);
+        const int status = coax::prefork(processes(1), waits, told.in());
+        struct sigaction now{};
+        ::sigaction(SIGPIPE, nullptr, &now);
+        return status * 10 + (now.sa_handler == before ? 0 : 1);
+      });
+      told.next('r');
+      parent.send(SIGPIPE);
+      if (handled) CHECK(told.next('p').what == 'p');
+      parent.send(SIGTERM);
+      CHECK(parent.end().exited_with(0));
+    }
+  }
+}
+
 TEST_CASE(
     "where nobody waits for the stop signals they have their default action, as the caller had them") {
   const auto looks_later = [](int tell) -> task<> {

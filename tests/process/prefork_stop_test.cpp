@@ -199,7 +199,7 @@ TEST_CASE("a signal to the whole group is no reason to start anybody again") {
       for (int i = 0; i < 4; ++i) told.next('r');
       // Held up, it finds its own signal and the ends of all its children at once.
       if (round % 2 == 0) parent.send(SIGSTOP);
-      parent.send_to_group(SIGINT);
+      parent.send_to_group(round < 4 ? SIGINT : SIGTERM);
       if (round % 2 == 0) {
         CHECK(comes_true([&] {
           int ended = 0;
@@ -212,6 +212,33 @@ TEST_CASE("a signal to the whole group is no reason to start anybody again") {
       INFO(parent.words());
       CHECK(parent.count("starting it again") == 0);
       CHECK(parent.count("ended: exit status 0\n") == 4);
+    }
+  }
+}
+
+TEST_CASE("a stop that is there before prefork begins is a reason to start nobody") {
+  const auto tells = [](int tell) -> task<> {
+    reports::tell(tell, 'r');
+    auto stopped = coax::signals({SIGINT, SIGTERM});
+    const int number = co_await std::move(stopped);
+    static_cast<void>(number);
+  };
+  for (const coax::backend b : backends_here()) {
+    for (const int signal : {SIGTERM, SIGINT}) {
+      INFO("on " << name_of(b) << ", signal " << signal);
+      reports told;
+      supervisor parent(b, [&] {
+        sigset_t held;
+        sigemptyset(&held);
+        sigaddset(&held, signal);
+        ::pthread_sigmask(SIG_BLOCK, &held, nullptr);
+        ::kill(::getpid(), signal);
+        return coax::prefork(processes(2), tells, told.in());
+      });
+      CHECK(parent.end().exited_with(0));
+      INFO(parent.words());
+      CHECK(told.all('r').empty());
+      CHECK(parent.count("started") == 0);
     }
   }
 }

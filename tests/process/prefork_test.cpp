@@ -292,3 +292,10 @@ TEST_CASE("what parent and processes have printed is written, and once") {
     CHECK(parent.count("said by a process") == 2);
   }
 }
+
+TEST_CASE("how a process has ended is told in words, without a word of its core") {
+  constexpr int dumped = 0x80;
+  CHECK(coax::detail::end_in_words(SIGSEGV) == "killed by signal 11");
+  CHECK(coax::detail::end_in_words(SIGSEGV | dumped) == "killed by signal 11");
+  CHECK(coax::detail::end_in_words(3 << 8) == "exit status 3");
+}

@@ -249,3 +249,59 @@ TEST_CASE("a child forked in the middle of a run has neither its parent's waits 
     CHECK(parents == SIGUSR1);
   });
 }
+
+TEST_CASE("a child forked while a signal is on its way, or waits to be taken, has not had it") {
+  for (const int turns_before_the_fork : {0, 3}) {
+    on_each_backend([turns_before_the_fork]() -> task<> {
+      auto later = coax::signals({SIGUSR1});
+      raise_here(SIGUSR1);
+      co_await turns(turns_before_the_fork);
+      const ending how = ending_of([] {
+        std::thread fresh([] {
+          int got = 0;
+          coax::run([&]() -> task<> {
+            co_await coax::with_scope([&](coax::scope& s) -> task<> {
+              s.spawn(wait_for, coax::signal_set(SIGUSR1), std::ref(got));
+              co_await turns(3);
+              s.cancel();
+            });
+          });
+          ::_exit(got == 0 ? 0 : 2);
+        });
+        fresh.join();
+      });
+      CHECK(how.was_orderly());
+      const int number = co_await std::move(later);
+      CHECK(number == SIGUSR1);
+    });
+  }
+}
+
+TEST_CASE("a child of a fork that asks for signals has no descriptor of its parent's for them") {
+  const ending how = ending_of([] {
+    std::thread fresh([] {
+      const int before = open_descriptors();
+      coax::run([]() -> task<> {
+        auto later = coax::signals({SIGUSR1});
+        ::kill(::getpid(), SIGUSR1);
+        const int number = co_await std::move(later);
+        static_cast<void>(number);
+      });
+      ::_exit(open_descriptors() == before ? 0 : 2);
+    });
+    fresh.join();
+  });
+  CHECK(how.was_orderly());
+}
+
+TEST_CASE("a signal that is asked for lets the system calls of other threads go on") {
+  on_each_backend([]() -> task<> {
+    auto later = coax::signals({SIGUSR1});
+    struct sigaction now{};
+    ::sigaction(SIGUSR1, nullptr, &now);
+    CHECK((now.sa_flags & SA_RESTART) != 0);
+    raise_here(SIGUSR1);
+    const int number = co_await std::move(later);
+    CHECK(number == SIGUSR1);
+  });
+}

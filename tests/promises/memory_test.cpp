@@ -4,6 +4,7 @@
 
 #include <coax/process/run.hpp>
 #include <coax/sync/worker_stack.hpp>
+#include <coax/task/task_local.hpp>
 
 #include <array>
 #include <chrono>
@@ -193,4 +194,35 @@ TEST_CASE("a listener that its reactor does not know yet waits out a shortage of
     while (!body.has_ended()) stage.turn();
     CHECK(body.how() == ending::finished);
   }
+}
+
+TEST_CASE("a task_local that there was no memory to set is what it was, for all who share it",
+          "[promises][memory]") {
+  static const coax::task_local<int> number;
+  virtual_stage stage;
+  actor body([]() -> coax::task<> {
+    number.set(1);
+    co_await coax::with_scope([](coax::scope& s) -> coax::task<> {
+      const auto child = []() -> coax::task<> {
+        bool happened = true;
+        for (long n = 1; happened; ++n) {
+          const memory::shortage shortage(n, n + 1);
+          try {
+            number.set(2);
+          } catch (const std::bad_alloc&) {
+          }
+          happened = shortage.happened(n);
+          memory::shortage::end();
+          CHECK(*number.get() == (happened ? 1 : 2));
+          co_await coax::yield();
+        }
+      };
+      for (int children = 0; children < 3; ++children) s.spawn(child);
+      co_await coax::sleep_for(std::chrono::seconds(1));
+      CHECK(*number.get() == 1);
+    });
+    CHECK(*number.get() == 1);
+  }());
+  while (!body.has_ended()) stage.turn();
+  CHECK(body.how() == ending::finished);
 }

@@ -28,10 +28,12 @@
 //
 //   new s [6]       a socket; 6: of IPv6          bind s [t|any]    to loopback, t's address, any
 //   listen s n      connect s t|nobody            accept s t        t's next connection is s
+//   bind s t any, connect s t any                 any address, and t's port
 //   send s n        recv s n       peek s n       fill s, drain s   until it would wait
-//   shut s r|w|b    close s        linger s       error s           SO_ERROR
+//   shut s r|w|b|x  close s        linger s [n]   error s           SO_ERROR
 //   poll s          what is true  name s, peer s  reuse s, port s   SO_REUSEADDR, SO_REUSEPORT
 //   set s t         s stands for t, as epoll      listens s         SO_ACCEPTCONN
+//   short s option  with one byte too few         only s            IPV6_V6ONLY
 //
 // `server` stands for "new l;bind l;listen l 8", and `pair` for that, a client c and a side s
 // that was accepted.
@@ -91,7 +93,7 @@ class player {
     return answer < 0 ? answer : value;
   }
   /// Loopback, on the port of `of` or on one of the system's choice.
-  socklen_t where(const std::string& of, bool v6, sockaddr_storage& into) {
+  socklen_t where(const std::string& of, bool v6, bool any, sockaddr_storage& into) {
     socklen_t size = sizeof(into);
     in_port_t port = 0;
     if (of == "nobody") {
@@ -106,13 +108,13 @@ class player {
       auto& in6 = reinterpret_cast<sockaddr_in6&>(into);
       in6.sin6_family = AF_INET6;
       in6.sin6_port = port;
-      if (of != "any") in6.sin6_addr = in6addr_loopback;
+      if (!any) in6.sin6_addr = in6addr_loopback;
       return sizeof(in6);
     }
     auto& in = reinterpret_cast<sockaddr_in&>(into);
     in.sin_family = AF_INET;
     in.sin_port = port;
-    in.sin_addr.s_addr = htonl(of == "any" ? INADDR_ANY : INADDR_LOOPBACK);
+    in.sin_addr.s_addr = htonl(any ? INADDR_ANY : INADDR_LOOPBACK);
     return sizeof(in);
   }
 
@@ -130,7 +132,8 @@ class player {
     }
     if (what == "bind" || what == "connect") {
       sockaddr_storage to{};
-      const socklen_t length = where(other, v6_[name], to);
+      const bool any = other == "any" || (w.size() > 3 && w[3] == "any");
+      const socklen_t length = where(other, v6_[name], any, to);
       const auto* address = reinterpret_cast<const sockaddr*>(&to);
       return what == "bind" ? calls_.bind(s, address, length) : calls_.connect(s, address, length);
     }
@@ -149,19 +152,32 @@ class player {
       }
     }
     if (what == "shut")
-      return calls_.shutdown(s, other == "r" ? SHUT_RD : other == "w" ? SHUT_WR : SHUT_RDWR);
+      return calls_.shutdown(s, other == "r"   ? SHUT_RD
+                                : other == "w" ? SHUT_WR
+                                : other == "x" ? 3
+                                               : SHUT_RDWR);
     if (what == "close") {
       fds_[name] = -1;
       return calls_.close(s);
     }
     if (what == "linger") {
-      const linger at_once{1, 0};
-      return calls_.setsockopt(s, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+      const linger wanted{1, static_cast<int>(size)};
+      return calls_.setsockopt(s, SOL_SOCKET, SO_LINGER, &wanted, sizeof(wanted));
     }
     if (what == "error") return get(s, SOL_SOCKET, SO_ERROR);
     if (what == "listens") return get(s, SOL_SOCKET, SO_ACCEPTCONN);
     if (what == "reuse") return set(s, SO_REUSEADDR);
     if (what == "port") return set(s, SO_REUSEPORT);
+    if (what == "only") {
+      const int on = 1;
+      return calls_.setsockopt(s, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
+    }
+    if (what == "short") {
+      const linger some{1, 0};
+      return other == "linger"
+                 ? calls_.setsockopt(s, SOL_SOCKET, SO_LINGER, &some, sizeof(some) - 1)
+                 : calls_.setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &some.l_onoff, sizeof(int) - 1);
+    }
     if (what == "poll") {
       pollfd asked{s, POLLIN | POLLOUT | POLLRDHUP | POLLPRI, 0};
       const int count = calls_.poll(&asked, 1);
@@ -208,6 +224,8 @@ const std::vector<const char*> scripts{
     // sockets that are nothing yet
     "new a;poll a;recv a 1;send a 1;name a;peer a;error a;listens a",
     "new a;shut a w;poll a;shut a r;shut a b",
+    "new a;shut a x;bind a;listen a 1;shut a x;accept b a",
+    "new a;short a linger;short a reuse;new b;bind b;bind a b",
     "new a;accept b a",
     "new a;close a;send a 1;recv a 1;poll a;shut a b;bind a;listen a 1;error a;accept b a",
     "recv a 1;send a 1;name a;peer a;connect a nobody",
@@ -223,6 +241,8 @@ const std::vector<const char*> scripts{
     "new a 6;bind a any;listen a 1;new b;bind b a",
     "new a 6;bind a;listen a 1;new b;bind b a",
     "new a;bind a;close a;new b;bind b;listen b 1",
+    "new a 6;only a;bind a any;listen a 1;new b;bind b a any;listen b 1",
+    "new a 6;bind a any;only a;listen a 1;new b;connect b a;error b",
     // listening
     "server;poll l;listens l;recv l 1;send l 1;peer l;error l",
     "server;accept s l",
@@ -238,6 +258,9 @@ const std::vector<const char*> scripts{
     "new c;connect c nobody;recv c 1;recv c 1;send c 1",
     "new c;connect c nobody;send c 1;send c 1;recv c 1",
     "new c;connect c nobody;error c;connect c nobody;connect c nobody",
+    "new c;connect c nobody;listen c 1;error c;listen c 1",
+    "server;new c;connect c l any;poll c;accept s l;send c 3;recv s 9",
+    "new a;port a;bind a any;listen a 8;new b;port b;bind b a;listen b 8;new c;connect c a;poll a;poll b",
     "server;new c;connect c l;poll c;connect c l;connect c l;poll l;name c;peer c",
     "server;new c;bind c;connect c l;accept s l;peer s",
     "server;new c;connect c l;send c 5;accept s l;recv s 9",
@@ -286,6 +309,7 @@ const std::vector<const char*> scripts{
     "pair;send c 3;send s 2;close s;poll c;recv c 9;recv c 9;recv c 9",
     "pair;linger s;close s;poll c;recv c 1;recv c 1;send c 1;peer c;shut c w",
     "pair;send s 3;linger s;close s;poll c;recv c 2;recv c 2;recv c 2;recv c 2",
+    "pair;send s 3;linger s 1;close s;poll c;recv c 2;recv c 2;recv c 2;send c 1",
     "pair;shut s w;linger s;close s;poll c;recv c 1;send c 1;send c 1;error c",
     "pair;shut s w;send c 1;close s;recv c 1;send c 1;send c 1",
     "pair;fill c;close s;poll c;error c;send c 1;recv c 1",

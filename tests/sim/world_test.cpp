@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <set>
@@ -563,6 +564,93 @@ TEST_CASE("a planned fault hits the call it names") {
     CHECK(got == std::make_error_code(std::errc::connection_reset).message());
   }
   CHECK_THROWS_AS(client.on("mmap"), std::invalid_argument);
+}
+
+TEST_CASE("a planned fault is counted from when it is planned") {
+  sim::call_rule rule;
+  CHECK(rule.next() == 0);
+  CHECK(rule.next() == 0);
+  rule.nth(2, EINTR).nth(3, EAGAIN);
+  CHECK(rule.next() == 0);
+  CHECK(rule.next() == EINTR);
+  CHECK(rule.next() == EAGAIN);
+  CHECK(rule.next() == 0);
+  rule.always(EIO).nth(1, EINTR);
+  CHECK(rule.next() == EINTR);
+  CHECK(rule.next() == EIO);
+  rule.always(0);
+  CHECK(rule.next() == 0);
+  CHECK(rule.count() == 9);
+}
+
+TEST_CASE("by whichever error a connection was lost, a read does not take it for the peer's end") {
+  const auto ends_at_once = []() -> task<> {
+    auto from = coax::listener::bind("0.0.0.0:9000").value();
+    auto conn = co_await from.accept();
+    CHECK(conn);
+  };
+  for (const sim::completion how : {sim::completion::readiness, sim::completion::ring})
+    for (const int error : {ECONNRESET, ECONNABORTED, ECONNREFUSED, ETIMEDOUT, EHOSTDOWN,
+                            EHOSTUNREACH, ENETUNREACH}) {
+      INFO(std::generic_category().message(error));
+      std::error_code by_write;
+      std::error_code by_read;
+      const auto writes_then_reads = [&]() -> task<> {
+        auto conn = co_await coax::connect(server_at());
+        REQUIRE(conn);
+        co_await coax::sleep_for(1s);  // the peer has ended by then
+        auto sent = co_await conn->write("x");
+        by_write = sent.error();
+        std::array<std::byte, 8> some;
+        auto got = co_await conn->read(some);
+        by_read = got.error();
+      };
+      sim::world w{{.completion = how}};
+      w.host("srv", ends_at_once);
+      w.host("cli", writes_then_reads).on("send").always(error);
+      w.run_for(5s);
+      CHECK(by_write == std::error_code(error, std::system_category()));
+      CHECK(by_read == std::error_code(error, std::system_category()));
+    }
+}
+
+TEST_CASE("a fault that comes by chance hits the calls that can fail so, and no others") {
+  using sim::call;
+  const std::vector<call> transfers{call::recv, call::send, call::read, call::write};
+  const auto and_also = [](std::vector<call> some, std::initializer_list<call> more) {
+    some.insert(some.end(), more);
+    return some;
+  };
+  struct row {
+    double sim::options::* chance;
+    int error;
+    std::vector<call> hits;
+  };
+  const std::vector<row> rows{
+      {&sim::options::eintr, EINTR, and_also(transfers, {call::accept, call::connect, call::poll})},
+      {&sim::options::eagain, EAGAIN, and_also(transfers, {call::accept})},
+      {&sim::options::reset, ECONNRESET, {call::recv, call::send}},
+      {&sim::options::econnaborted, ECONNABORTED, {call::accept}},
+      {&sim::options::emfile, EMFILE, {call::accept, call::socket}},
+      {&sim::options::enobufs, ENOBUFS, {call::accept, call::socket, call::send}},
+      {&sim::options::enomem, ENOMEM, {call::accept, call::socket, call::recv}},
+  };
+  for (const row& each : rows) {
+    sim::options how;
+    how.*each.chance = 1;
+    sim::oracle decide(1);
+    sim::engine world(how, decide);
+    sim::call_faults faults(world);
+    for (const call c :
+         {call::recv, call::send, call::read, call::write, call::accept, call::connect,
+          call::socket, call::bind, call::listen, call::poll, call::shutdown}) {
+      INFO("error " << each.error << ", call " << static_cast<int>(c));
+      const bool hit = std::find(each.hits.begin(), each.hits.end(), c) != each.hits.end();
+      CHECK(faults.next(c) == (hit ? each.error : 0));
+    }
+    faults.stop();
+    CHECK(faults.next(each.hits[0]) == 0);
+  }
 }
 
 TEST_CASE("random numbers and names are the world's") {

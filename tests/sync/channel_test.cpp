@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -404,6 +405,7 @@ TEST_CASE("an exception in one who receives leaves the rest in the channel", "[c
 
 TEST_CASE("a capacity that no memory holds is refused", "[channel]") {
   CHECK_THROWS_AS(numbers(static_cast<std::size_t>(-1)), std::invalid_argument);
+  CHECK_THROWS_AS(numbers(PTRDIFF_MAX / sizeof(std::optional<int>) + 1), std::invalid_argument);
 }
 
 TEST_CASE("a million values take constant stack, and let others run", "[channel]") {

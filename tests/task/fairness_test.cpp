@@ -1,4 +1,5 @@
 #include <coax/task/race.hpp>
+#include <coax/task/ready_queue.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
@@ -241,4 +242,23 @@ TEST_CASE("now is the time of the loop", "[fairness]") {
     CHECK(coax::now() - begin == 90min);
     CHECK(coax::clock::now() == coax::now());
   });
+}
+
+TEST_CASE("a queue goes on behind one that was taken out of its end") {
+  struct node final : coax::ready_node {
+    void run() noexcept override {}
+  };
+  node a;
+  node b;
+  node c;
+  coax::ready_queue line;
+  line.push(a);
+  line.push(b);
+  CHECK(line.remove(b));
+  CHECK_FALSE(line.remove(b));
+  line.push(c);
+  CHECK(line.size() == 2);
+  CHECK(line.pop() == &a);
+  CHECK(line.pop() == &c);
+  CHECK(line.pop() == nullptr);
 }

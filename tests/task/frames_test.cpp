@@ -50,6 +50,21 @@ TEST_CASE("live counts the frames that were allocated and not freed", "[frames]"
   CHECK(frames::live() == before);
 }
 
+TEST_CASE("the bytes of live frames are at least what was asked for, however large", "[frames]") {
+  const std::ptrdiff_t before = frames::live_bytes();
+  std::vector<block> blocks;
+  std::ptrdiff_t asked = 0;
+  for (const std::size_t size : {24U, 64U, 65U, 2'049U, 1'000'000U}) {
+    blocks.push_back(make(size));
+    asked += static_cast<std::ptrdiff_t>(size);
+    const std::ptrdiff_t taken = frames::live_bytes() - before;
+    CHECK(taken >= asked);
+    CHECK(taken <= asked + 16 * static_cast<std::ptrdiff_t>(blocks.size()));
+  }
+  free_all(blocks);
+  CHECK(frames::live_bytes() == before);
+}
+
 TEST_CASE("a frame that was freed serves the next of its size class", "[frames]") {
   if (!recycles) return;
   const block first = make(130);

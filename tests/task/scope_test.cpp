@@ -155,6 +155,41 @@ TEST_CASE("a child may spawn, also after the body has ended", "[scope]") {
   CHECK(loop.elapsed() == 5s);
 }
 
+TEST_CASE("what a child was given may spawn when it is destroyed, be it the last child's",
+          "[scope]") {
+  const counted::census counts;
+  test_loop loop;
+  std::string log;
+  struct spawns_at_end {
+    spawns_at_end(scope& s, std::string& l) : own(s), log(l) {}
+    spawns_at_end(spawns_at_end&& other) noexcept
+        : own(other.own), log(other.log), moved_on(other.moved_on) {
+      other.moved_on = true;
+    }
+    spawns_at_end& operator=(spawns_at_end&&) = delete;
+    ~spawns_at_end() {
+      if (moved_on) return;
+      CHECK(own.size() == 1);
+      own.spawn(writes, std::ref(log), 'x', counted());
+    }
+    scope& own;
+    std::string& log;
+    bool moved_on = false;
+  };
+  loop.run([&]() -> task<> {
+    co_await coax::with_scope([&](scope& s) -> task<> {
+      const auto child = [](const spawns_at_end&, std::string& l) -> task<> {
+        l += 'c';
+        co_return;
+      };
+      s.spawn(child, spawns_at_end(s, log), std::ref(log));
+      co_return;
+    });
+    log += 'e';
+  });
+  CHECK(log == "cxe");
+}
+
 TEST_CASE("a scope inside a scope ends first", "[scope]") {
   test_loop loop;
   std::string log;

@@ -79,6 +79,53 @@ TEST_CASE("children begin with their parent's values and keep their own changes"
   });
 }
 
+TEST_CASE("a child that changes one variable keeps the others as it has inherited them",
+          "[task_local]") {
+  test_loop loop;
+  loop.run([]() -> task<> {
+    number.set(1);
+    name.set("parent");
+    const auto child = []() -> task<> {
+      number.set(2);
+      CHECK(number_here() == 2);
+      CHECK((name.get() != nullptr && *name.get() == "parent"));
+      co_return;
+    };
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(child);
+      co_return;
+    });
+    CHECK(number_here() == 1);
+    CHECK((name.get() != nullptr && *name.get() == "parent"));
+  });
+}
+
+TEST_CASE("a value that one who shared it has changed goes with the last who has it",
+          "[task_local]") {
+  const counted::census counts;
+  static const coax::task_local<counted> value;
+  test_loop loop;
+  loop.run([&]() -> task<> {
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      value.set(counted(1));
+      s.spawn([]() -> task<> {
+        value.set(counted(2));
+        co_await coax::sleep_for(1s);
+      });
+      s.spawn([]() -> task<> { co_await coax::sleep_for(2s); });
+      co_await coax::yield();
+      CHECK(counts.alive() == 2);
+      value.set(counted(3));
+      CHECK(counts.alive() == 3);
+      co_await coax::sleep_for(1500ms);
+      CHECK(counts.alive() == 2);
+      co_await coax::sleep_for(1s);
+      CHECK(counts.alive() == 1);
+    });
+    CHECK(counts.alive() == 0);
+  });
+}
+
 TEST_CASE("branches inherit, tasks that are awaited share", "[task_local]") {
   test_loop loop;
   loop.run([]() -> task<> {
@@ -118,6 +165,25 @@ TEST_CASE("the clean-up of finally inherits, whichever way its body ends", "[tas
       CHECK(bool(ended) == (of_the_body.value() != 3s));
       CHECK(seen == 5);
     }
+  });
+}
+
+TEST_CASE("the clean-up of finally has nothing of a body that was unwound", "[task_local]") {
+  test_loop loop;
+  loop.run([]() -> task<> {
+    number.set(5);
+    int seen = 0;
+    const auto body = []() -> task<> {
+      number.set(6);
+      co_await coax::sleep_for(3s);
+    };
+    const auto cleanup = [&]() -> task<> {
+      seen = number_here();
+      co_return;
+    };
+    auto ended = co_await coax::within(2s, coax::finally(body, cleanup));
+    CHECK(ended.error() == std::errc::timed_out);
+    CHECK(seen == 5);
   });
 }
 

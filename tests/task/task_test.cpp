@@ -1,3 +1,4 @@
+#include <coax/task/race.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
 #include <coax/task/within.hpp>
@@ -267,6 +268,17 @@ TEST_CASE("awaiting a task that has been moved from aborts with a message", "[ta
     }());
   };
   CHECK(ending_of(moved_from).aborted_saying("after it had been moved from"));
+}
+
+TEST_CASE("a branch that has been moved from aborts with a message", "[task]") {
+  const auto in_a_race = [] {
+    manual_loop().run([]() -> task<> {
+      task<int> here = give(1);
+      const task<int> there = std::move(here);
+      co_await coax::race(std::move(here), give(2));
+    }());
+  };
+  CHECK(ending_of(in_a_race).aborted_saying("after it had been moved from"));
 }
 
 TEST_CASE("copying a wait that has begun aborts with a message", "[task]") {

@@ -260,6 +260,19 @@ TEST_CASE("however many are set, looking next is never late and comes to an end"
   CHECK(n.fired.size() == 1);
 }
 
+TEST_CASE("however many are set, looking next is not late for the one that was set last",
+          "[timers]") {
+  numbered n;
+  for (int i = 1'000; i > 0; --i) n.set(at(1'000'000'000 + i));
+  while (n.fired.empty()) {
+    const std::optional<point> next = n.timers.next();
+    REQUIRE(next);
+    REQUIRE(*next <= at(1'000'000'001));
+    n.timers.expire(*next);
+  }
+  CHECK(n.fired == order{999});
+}
+
 // --- limits ---
 
 TEST_CASE("a limit counts from when the next look is taken, not from when it was set", "[timers]") {
