@@ -1,5 +1,6 @@
 #include <coax/io/fd.hpp>
 #include <coax/net/listener.hpp>
+#include <coax/sync/limited_scope.hpp>
 #include <coax/sync/worker_stack.hpp>
 #include <coax/task/race.hpp>
 #include <coax/task/scope.hpp>
@@ -8,14 +9,20 @@
 #include "pairs.hpp"
 
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <sys/epoll.h>
 
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstdint>
+#include <fstream>
 #include <functional>
 #include <map>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -80,6 +87,45 @@ task<> serve_between_timeouts(listener& from, int, char name, int control) {
   co_await coax::race(accept_in_bursts(), told_to_end(control));
 }
 
+/// Accepts, greets, and keeps the client until that goes. When it has its first one it takes all descriptors that
+/// are left, and then ends its side of that connection.
+task<> serve_without_descriptors(listener& from, int, char name, int control) {
+  const std::string greeting(1, name);
+  coax::limited_scope* serving = nullptr;
+  const auto accept_and_greet = [&]() -> task<> {
+    while (true) {
+      auto conn = co_await from.accept();
+      if (!conn) co_return;
+      co_await serving->spawn(
+          [](stream one, std::string text) -> task<> {
+            auto told = co_await one.write(text);
+            std::string nothing;
+            if (told) co_await read_to_end(one, nothing);
+          },
+          std::move(conn).value(), greeting);
+    }
+  };
+  auto first = co_await from.accept();
+  REQUIRE(first);
+  auto told = co_await first->write(greeting);
+  REQUIRE(told);
+  co_await coax::with_scope(100, [&](coax::limited_scope& s) -> task<> {
+    serving = &s;
+    const auto fills_up = [&]() -> task<> {
+      co_await turns(3);  // by now it accepts
+      rlimit few{};
+      REQUIRE(::getrlimit(RLIMIT_NOFILE, &few) == 0);
+      few.rlim_cur = 64;
+      REQUIRE(::setrlimit(RLIMIT_NOFILE, &few) == 0);
+      while (::dup(control) >= 0) continue;
+      REQUIRE(first->shutdown_write());
+      co_await told_to_end(control);
+    };
+    co_await coax::race(accept_and_greet(), fills_up());
+    s.cancel();
+  });
+}
+
 using routine = task<> (*)(listener&, int, char, int);
 
 /// A child process that serves until this object goes.
@@ -130,7 +176,44 @@ char greeting_of(const coax::unique_fd& client) {
   return 0;
 }
 
+/// The events of `fd` in the epoll(7) descriptors of this process, as proc(5) tells them; 0 where none has it.
+std::uint32_t watched_events(int fd) {
+  std::uint32_t events = 0;
+  for (int set = 0; set < 1024; ++set) {
+    std::ifstream info("/proc/self/fdinfo/" + std::to_string(set));
+    std::string word;
+    while (info >> word) {
+      int number = -1;
+      std::string of_what;
+      std::uint32_t bits = 0;
+      if (word != "tfd:") continue;
+      info >> number >> of_what >> std::hex >> bits >> std::dec;
+      if (number == fd) events |= bits;
+    }
+  }
+  return events;
+}
+
 }  // namespace
+
+TEST_CASE("epoll: a connection wakes one of those that wait for it, and none that does not wait") {
+  const auto reactor = reactor_of(coax::backend::epoll);
+  run_clean(*reactor, []() -> task<> {
+    auto from = listener::bind("127.0.0.1:0");
+    REQUIRE(from);
+    const int fd = from->native_handle();
+    CHECK(watched_events(fd) == 0);
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn([](listener& l) -> task<> { co_await l.accept(); }, std::ref(*from));
+      co_await turns(3);
+      const std::uint32_t events = watched_events(fd);
+      CHECK((events & EPOLLIN) != 0);
+      CHECK((events & EPOLLEXCLUSIVE) != 0);
+      s.cancel();
+    });
+    CHECK(watched_events(fd) == 0);
+  });
+}
 
 TEST_CASE("two processes share a listener: each connection is served once, and none is stranded") {
   for (const coax::backend b : backends_here()) {
@@ -192,6 +275,33 @@ TEST_CASE("processes that give up accepting and take it up again strand nothing"
       served += by == 'a' || by == 'b' ? 1 : 0;
     }
     CHECK(served == 500);
+  }
+}
+
+TEST_CASE("a process that has run out of descriptors leaves connections to the other") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    auto from = listener::bind("127.0.0.1:0");
+    REQUIRE(from);
+    std::vector<server_process> servers;
+    servers.emplace_back(b, *from, serve_with, 4, 'a');
+    servers.emplace_back(b, *from, serve_without_descriptors, 0, 'b');
+    std::vector<coax::unique_fd> clients;
+    char by = 0;
+    do {
+      clients.push_back(raw_client_of(from->native_handle()));
+      by = greeting_of(clients.back());
+      REQUIRE(by != 0);
+    } while (by != 'b');
+    const coax::unique_fd first = std::move(clients.back());
+    clients.clear();
+    REQUIRE(greeting_of(first) == 0);  // its end: that process has no descriptors any more
+    for (int i = 0; i < 8; ++i) {
+      clients.push_back(raw_client_of(from->native_handle()));
+      by = greeting_of(clients.back());
+      CHECK((by == 'a' || by == 'b'));
+      if (clients.size() == 4) clients.clear();
+    }
   }
 }
 

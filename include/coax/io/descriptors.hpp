@@ -38,6 +38,7 @@ struct descriptor {
   bool multishot_stops : 1 = false;    // it was asked to end
   bool multishot_refused : 1 = false;  // this kind of socket cannot have one
   bool floods : 1 = false;             // one had to be stopped, and there is still much to receive
+  bool accepting : 1 = false;          // a listener: a task has the place of the one that accepts
   std::uint8_t lost : 7 = 0;           // the errno by which the connection was lost
 
   bool is_awaited_by(const operation& op) const noexcept { return reader == &op || writer == &op; }

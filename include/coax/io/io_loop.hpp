@@ -77,6 +77,19 @@ class io_loop : public loop {
     return d == nullptr ? 0 : d->life;
   }
 
+  /// Takes the place of the one task that accepts from the listener `fd`, which keeps it while it waits out
+  /// a shortage and no operation is pending. Result: 0 or -errno.
+  int begin_accepting(int fd) noexcept {
+    descriptor* d = nullptr;
+    if (detail::caught([&] { d = descriptors_.find(fd); })) return -ENOMEM;
+    if (d == nullptr || d->closing) return -EBADF;
+    if (d->accepting) return -EBUSY;
+    d->accepting = true;
+    return 0;
+  }
+  /// The descriptor must not have been closed since.
+  void end_accepting(int fd) noexcept { descriptors_.known(fd)->accepting = false; }
+
   /// A buffer to receive into; a private one when those of the reactor are all in use. Null when
   /// there is no memory.
   detail::buffer* take_buffer() noexcept {

@@ -38,6 +38,7 @@ class reactor : public io_loop {
 
   virtual ~reactor() {
     posted_.drop_all();
+    drop_spare();
     system().close(wake_fd_.release());
   }
 
@@ -113,6 +114,17 @@ class reactor : public io_loop {
     if (!posted_.remove(node)) remove_ready(node);
   }
 
+  /// Sees to it that there is a descriptor to give up when no other is left; see listener::accept. False
+  /// when none is to be had.
+  bool hold_spare() noexcept {
+    if (!spare_)
+      if (const int made = system().eventfd(); made >= 0) spare_.reset(made);
+    return static_cast<bool>(spare_);
+  }
+  void drop_spare() noexcept {
+    if (spare_) system().close(spare_.release());
+  }
+
   /// Runs `t` until the run ends, for the reactor itself. It must not throw.
   void serve(task<> t) { services_.spawn(std::move(t)); }
 
@@ -142,6 +154,7 @@ class reactor : public io_loop {
         detail::fatal(
             "a run has ended while a coroutine that is in no scope still waited for a timer or another thread");
       reactor_.keep_undelivered();
+      reactor_.drop_spare();
     }
 
    private:
@@ -262,6 +275,7 @@ class reactor : public io_loop {
   }
 
   unique_fd wake_fd_;
+  unique_fd spare_;
   clock::time_point alarm_ = clock::time_point::max();  // when the kernel's timer goes off
   timeout spin_ = clock::duration(0);
   std::string fallback_reason_;

@@ -94,7 +94,8 @@ class listener {
   ///
   /// What ends a single connection, or says that memory or descriptors are short, is not an error
   /// of the listener: the former is passed over, the latter waited out, while connections wait in
-  /// the kernel's backlog. The listener may be moved meanwhile.
+  /// the kernel's backlog, or another process that shares it takes them. For that each reactor keeps one
+  /// descriptor in reserve from its first `accept` on. The listener may be moved meanwhile.
   ///
   /// Result    a stream with the options that `listen_options` gave.
   /// Errors    EBADF when it is closed, std::errc::operation_canceled when it is closed meanwhile,
@@ -129,6 +130,30 @@ class listener {
  private:
   listener(unique_fd fd, bool tcp) noexcept : fd_(std::move(fd)), tcp_(tcp) {}
 
+  /// The place of the one task that accepts.
+  class place {
+   public:
+    explicit place(int fd) noexcept
+        : fd_(fd), taken_(reactor::current().begin_accepting(fd)), life_(life()) {}
+    place(const place&) = delete;
+    place& operator=(const place&) = delete;
+    ~place() {
+      if (taken_ == 0 && is_open()) reactor::current().end_accepting(fd_);
+    }
+
+    /// 0 or -errno.
+    int taken() const noexcept { return taken_; }
+    /// Whether the listener has not been closed meanwhile.
+    bool is_open() const noexcept { return life() == life_; }
+
+   private:
+    std::uint32_t life() const noexcept { return reactor::current().life_of(fd_); }
+
+    int fd_;
+    int taken_;
+    std::uint32_t life_;
+  };
+
   static task<result<stream>> accept_on(int fd, bool tcp) {
     using namespace std::chrono_literals;
     constexpr clock::duration pause_first = 5ms;
@@ -136,19 +161,32 @@ class listener {
     constexpr int passed_over_max = 16;
     clock::duration pause = pause_first;
     int passed_over = 0;
-    const std::uint32_t life = reactor::current().life_of(fd);
+    reactor& here = reactor::current();
+    const place own(fd);
+    if (own.taken() < 0) co_return detail::error_of(own.taken());
     while (true) {
-      auto accepted = co_await operations::accept(fd, watching::shared);
-      if (accepted) co_return stream(std::move(*accepted), tcp);
-      const bool of_one_connection = ends_one_connection(accepted.error().value());
-      if (!of_one_connection && !is_shortage(accepted.error().value())) co_return accepted.error();
+      // A connection wakes one of the processes that wait for it. So none waits that could not take it: each
+      // has a descriptor in reserve, and gives that up when there is no other.
+      int error = EMFILE;
+      if (here.hold_spare()) {
+        auto accepted = co_await operations::accept(fd, watching::shared);
+        if (accepted) co_return stream(std::move(*accepted), tcp);
+        error = accepted.error().value();
+        if (error == EMFILE || error == ENFILE) {
+          here.drop_spare();
+          const int got = here.system().accept(fd, SOCK_CLOEXEC);
+          if (got >= 0) co_return stream(unique_fd(got), tcp);
+          if (got != -EAGAIN) error = -got;
+        }
+      }
+      const bool of_one_connection = ends_one_connection(error);
+      if (!of_one_connection && !is_shortage(error)) co_return detail::error_of(-error);
       // A connection that failed is replaced by the next one at once; when that does not end,
       // something else is wrong, and trying on would burn a core.
       if (of_one_connection && ++passed_over < passed_over_max) continue;
       co_await sleep_for(pause);
       pause = std::min(pause * 2, pause_max);
-      if (reactor::current().life_of(fd) != life)
-        co_return std::errc::operation_canceled;  // closed meanwhile
+      if (!own.is_open()) co_return std::errc::operation_canceled;  // closed meanwhile
     }
   }
 
