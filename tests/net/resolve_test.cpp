@@ -127,6 +127,21 @@ TEST_CASE("resolve takes numeric addresses as they are") {
   });
 }
 
+TEST_CASE("a port that cannot be is refused, and is not another one") {
+  on_each_backend([]() -> task<> {
+    for (const int port : {-1, 65'536, 70'000}) {
+      CHECK(endpoint::ip("127.0.0.1", port).error() == coax::errc::bad_port);
+      for (const char* const host : {"127.0.0.1", "localhost"}) {
+        auto none = co_await coax::resolve(host, port);
+        CHECK(none.error() == coax::errc::bad_port);
+        auto nobody = co_await coax::connect(host, port);
+        CHECK(nobody.error() == coax::errc::bad_port);
+      }
+    }
+    CHECK(endpoint::ip("127.0.0.1", 65'535).value().port() == 65'535);
+  });
+}
+
 TEST_CASE("resolve says why a name has no address") {
   on_each_backend([]() -> task<> {
     auto none = co_await coax::resolve("", 80);

@@ -90,7 +90,7 @@ inline task<result<stream>> connect_to_first(std::vector<endpoint> places, timeo
 ///
 /// Result    the connection, with TCP_NODELAY.
 /// Errors    as `resolve`; else as `connect`, of the address that was tried last.
-inline task<result<stream>> connect(std::string host, std::uint16_t port) {
+inline task<result<stream>> connect(std::string host, int port) {
   auto places = co_await resolve(std::move(host), port);
   if (!places) co_return places.error();
   auto made = co_await detail::connect_to_first(std::move(*places), std::chrono::seconds(2));

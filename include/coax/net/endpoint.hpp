@@ -44,8 +44,8 @@ class endpoint {
 
   /// Reads an IP address that stands without a port: "127.0.0.1", "::1", "fe80::1%eth0".
   ///
-  /// Errors    as parse().
-  static result<endpoint> ip(std::string_view address, std::uint16_t port);
+  /// Errors    as parse(); `port` is from 0 to 65535.
+  static result<endpoint> ip(std::string_view address, int port);
 
   /// Takes an address as the kernel gives it. One that is shorter than its family says is
   /// unspecified; one longer than any that sockets here use is cut.
@@ -132,9 +132,10 @@ inline result<endpoint> endpoint::parse(std::string_view text) {
   return with_port(ipv4(text.substr(0, colon)), text.substr(colon));
 }
 
-inline result<endpoint> endpoint::ip(std::string_view address, std::uint16_t port) {
+inline result<endpoint> endpoint::ip(std::string_view address, int port) {
+  if (port < 0 || port > UINT16_MAX) return errc::bad_port;
   auto made = address.find(':') == address.npos ? ipv4(address) : ipv6(address);
-  if (made) made->set_port(port);
+  if (made) made->set_port(static_cast<std::uint16_t>(port));
   return made;
 }
 

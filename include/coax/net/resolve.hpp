@@ -108,25 +108,26 @@ inline result<std::vector<endpoint>> ask_c_library(const std::string& host, std:
 /// lookup that is given up goes on in its thread; see `blocking`.
 ///
 /// Result    at least one endpoint, the one to be tried first in front.
-/// Errors    resolve_error(EAI_NONAME) for a name that nobody knows, EAI_AGAIN when the servers do
-///           not answer, and so on; as errno where getaddrinfo(3) says EAI_SYSTEM, and when there is
+/// Errors    coax::errc::bad_port for one that is not from 0 to 65535; resolve_error(EAI_NONAME) for a
+///           name that nobody knows, EAI_AGAIN when the servers do not answer, and so on; as errno where getaddrinfo(3) says EAI_SYSTEM, and when there is
 ///           no thread to be had; std::errc::no_such_device for a scope that is no interface.
 /// See       getaddrinfo(3), /etc/hosts, resolv.conf(5).
-inline task<result<std::vector<endpoint>>> resolve(std::string host, std::uint16_t port) {
+inline task<result<std::vector<endpoint>>> resolve(std::string host, int port) {
   const result<endpoint> numeric = endpoint::ip(host, port);
   if (numeric) co_return std::vector<endpoint>(1, *numeric);
   if (numeric.error() != errc::bad_address) co_return numeric.error();
+  const auto checked = static_cast<std::uint16_t>(port);
   if (host.empty() || host.find('\0') != host.npos) co_return resolve_error(EAI_NONAME);
 
   std::vector<sockaddr_storage> known;
   if (const std::optional<int> failed = reactor::current().system().look_up(host, known)) {
     if (*failed != 0) co_return resolve_error(*failed);
-    detail::endpoints_at found(port);
+    detail::endpoints_at found(checked);
     for (const sockaddr_storage& each : known)
       found.add(reinterpret_cast<const sockaddr*>(&each), sizeof(each));
     co_return found.take();
   }
-  auto found = co_await detail::call_in_pool(detail::ask_c_library, std::move(host), port);
+  auto found = co_await detail::call_in_pool(detail::ask_c_library, std::move(host), checked);
   co_return found;
 }
 
