@@ -27,7 +27,7 @@
 // A script is a line of calls, separated by ';'. Sockets have names of one word:
 //
 //   new s [6]       a socket; 6: of IPv6          bind s [t|any]    to loopback, t's address, any
-//   listen s n      connect s t|nobody            accept s t        t's next connection is s
+//   listen s n      connect s t|nobody|zero       accept s t        t's next connection is s
 //   bind s t any, connect s t any                 any address, and t's port
 //   send s n        recv s n       peek s n       fill s, drain s   until it would wait
 //   shut s r|w|b|x  close s        linger s [n]   error s           SO_ERROR
@@ -98,6 +98,8 @@ class player {
     in_port_t port = 0;
     if (of == "nobody") {
       port = htons(1);  // nobody serves tcpmux
+    } else if (of == "zero") {
+      port = 0;
     } else if (fd(of) >= 0) {
       calls_.getsockname(fd(of), reinterpret_cast<sockaddr*>(&into), &size);
       port = into.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(into).sin6_port
@@ -254,6 +256,7 @@ const std::vector<const char*> scripts{
     "pair;listen c 1;bind c;accept d c",
     // connecting
     "new c;connect c nobody;poll c;error c;error c;poll c",
+    "new c;connect c zero;poll c;error c;error c;poll c",
     "new c;connect c nobody;connect c nobody;connect c nobody",
     "new c;connect c nobody;recv c 1;recv c 1;send c 1",
     "new c;connect c nobody;send c 1;send c 1;recv c 1",

@@ -4,6 +4,7 @@
 #include <coax/sim/engine.hpp>
 #include <coax/sim/options.hpp>
 #include <coax/sim/oracle.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 
 #include <array>
@@ -36,7 +37,10 @@ enum class call : std::uint8_t {
 class call_rule {
  public:
   /// The `n`th call from now on, the first of which is 1, fails with `error`.
+  ///
+  /// Errors    std::invalid_argument when `n` is 0.
   call_rule& nth(std::uint64_t n, int error) {
+    if (n == 0) coax::detail::throw_invalid_argument("coax: nth: the first call is 1");
     planned_.push_back({made_ + n, error});
     return *this;
   }

@@ -9,6 +9,7 @@
 #include <coax/sim/network.hpp>
 #include <coax/sim/program.hpp>
 #include <coax/sim/tcp_stack.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/result.hpp>
 
@@ -112,7 +113,10 @@ class host final : private host_services {
   void stop_faults() noexcept { faults_.stop(); }
 
   /// From now on so many descriptors can be open: more is EMFILE.
+  ///
+  /// Errors    std::invalid_argument when that is negative.
   void limit_fds(int most) {
+    if (most < 0) coax::detail::throw_invalid_argument("coax: limit_fds: not negative");
     fds_max_ = most;
     if (kernel_ != nullptr) kernel_->fds_max(most);
   }

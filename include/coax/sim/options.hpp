@@ -17,6 +17,7 @@ struct duration_range {
   clock::duration least{};
   clock::duration most{};
 
+  bool is_valid() const noexcept { return least >= clock::duration::zero() && least <= most; }
   bool operator==(const duration_range&) const = default;
 };
 

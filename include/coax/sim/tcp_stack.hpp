@@ -71,7 +71,6 @@ class tcp_stack final : public receiver, public tcp_host {
     if (to.is_any()) to = address{address::loopback(to.is_v4()).ip, to.port};
     const int host = to.is_loopback() || is_own(to) ? index_ : to.host();
     if (host < 0) return -ENETUNREACH;
-    if (to.port == 0) return -ECONNREFUSED;
     if (!s->bound) {
       const int answer = bind(s, address::any(s->family() == AF_INET));
       if (answer < 0) return -EADDRNOTAVAIL;

@@ -56,8 +56,7 @@ class violated : public std::runtime_error {
 /// Thread    one.
 class world final : private host_names {
  public:
-  /// Errors    std::invalid_argument when COAX_SIM_SEED is not a number, or a probability is not from 0
-  ///           to 1.
+  /// Errors    std::invalid_argument when COAX_SIM_SEED is not a number, or an option is what cannot be.
   explicit world(options o = {}) : seeded_(seed_of(o)), engine_(checked(with_seed(o)), seeded_) {}
   /// Decides by `decide`: a recording, the bytes of a fuzzer, or what `explore` plans.
   world(options o, oracle& decide) : seeded_(0), engine_(checked(o), decide) {}
@@ -314,6 +313,18 @@ class world final : private host_names {
         coax::detail::throw_invalid_argument(std::string("coax: sim::options::") + p.name + " is " +
                                              std::to_string(o.*p.value) +
                                              ": a probability is from 0 to 1");
+    const auto check = [](bool can_be, const char* what) {
+      if (!can_be) coax::detail::throw_invalid_argument(std::string("coax: sim::options::") + what);
+    };
+    check(o.latency.is_valid(), "latency: from the least, which is not negative, to the most");
+    check(o.stall_time.is_valid(),
+          "stall_time: from the least, which is not negative, to the most");
+    check(o.send_buffer > 0 && o.receive_buffer > 0,
+          "send_buffer, receive_buffer: at least a byte");
+    check(o.fds_max >= 0, "fds_max: not negative");
+    check(o.backlog_max > 0, "backlog_max: at least 1");
+    check(o.completion == completion::readiness || o.completion == completion::ring,
+          "completion: readiness or ring");
     return o;
   }
 
