@@ -1,4 +1,5 @@
 #include <coax/task/scope.hpp>
+#include <coax/task/shield.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
 #include <coax/task/within.hpp>
@@ -69,6 +70,23 @@ TEST_CASE("a join that runs out cancels the children only: the body goes on", "[
   });
   CHECK(ran == 1);
   CHECK(loop.elapsed() == 11s);
+}
+
+TEST_CASE("children that were cancelled have not ended by themselves", "[join]") {
+  test_loop loop;
+  loop.run([]() -> task<> {
+    co_await coax::with_scope([](coax::scope& s) -> task<> {
+      s.spawn([]() -> task<> { co_await coax::sleep_for(1h); });
+      co_await coax::yield();
+      s.cancel();
+      const auto joined = [](coax::scope& of) -> task<bool> {
+        const bool by_themselves = co_await of.join_within(1s);
+        co_return by_themselves;
+      };
+      const bool by_themselves = co_await coax::shield(joined(s));
+      CHECK_FALSE(by_themselves);
+    });
+  });
 }
 
 TEST_CASE("what is spawned after a join ran out is destroyed unrun", "[join]") {

@@ -131,7 +131,7 @@ class [[nodiscard]] join_awaiter final : public waiter, private timer {
   join_awaiter& operator=(const join_awaiter&) = delete;
   ~join_awaiter() = default;
 
-  bool await_resume() const noexcept { return in_time_; }
+  bool await_resume() const noexcept { return by_themselves_; }
   waiting_for describe() const noexcept override { return {"the children of a scope"}; }
 
  private:
@@ -144,7 +144,7 @@ class [[nodiscard]] join_awaiter final : public waiter, private timer {
 
   scope& scope_;
   timeout limit_;
-  bool in_time_ = true;
+  bool by_themselves_ = true;
 };
 
 }  // namespace detail
@@ -192,7 +192,7 @@ class scope {
   /// Waits until all children have ended; after `limit`, cancels those that are left and waits for
   /// them to unwind. For the body of the scope; the body itself goes on.
   ///
-  /// Result    whether all ended by themselves in time.
+  /// Result    whether all ended by themselves in time: false also where they were cancelled.
   detail::join_awaiter join_within(timeout limit) noexcept { return {*this, limit}; }
 
   /// Children that have not ended.
@@ -271,12 +271,10 @@ inline void join_awaiter::stop() noexcept {
   stopped();
 }
 
-inline void join_awaiter::expired() noexcept {
-  in_time_ = false;
-  scope_.cancel_children();
-}
+inline void join_awaiter::expired() noexcept { scope_.cancel_children(); }
 
 inline void join_awaiter::all_ended() noexcept {
+  by_themselves_ = !scope_.closed_;
   loop::current().deadlines().drop(*this);
   complete();
 }
