@@ -195,7 +195,7 @@ class stream {
     while (!reactor::current().vacate(closing.fd_)) co_await yield();
     result<void> ended = closing.shutdown_write();
     const clock::time_point deadline = now() + linger_limit;
-    std::array<std::byte, 4096> dropped;
+    std::array<std::byte, 1024> dropped;  // small enough for the frame to be recycled
     for (std::size_t left = linger_bytes_max; ended && left > 0;) {
       auto got = co_await within(deadline - now(), closing.read(dropped));
       if (got) {
