@@ -46,7 +46,8 @@ namespace coax::inline COAX_ABI {
 /// Writes all of `from`, at the file offset.
 ///
 /// Result    `from.size()`.
-/// Errors    as write(2); what was written before the error stays written.
+/// Errors    as write(2). What was written before an error, a timeout or a cancellation stays written, and
+///           unlike a stream the descriptor does not remember that more was to follow.
 /// Lifetime  borrows `from` until completion.
 [[nodiscard]] inline operations::write write(int fd, std::span<const std::byte> from) noexcept {
   return operations::write(fd, from);

@@ -78,12 +78,12 @@ class io_loop : public loop {
   }
 
   /// Takes the place of the one task that accepts from the listener `fd`, which keeps it while it waits out
-  /// a shortage and no operation is pending. Result: 0 or -errno.
+  /// a shortage and no operation is pending. Result: 0 or an errno.
   int begin_accepting(int fd) noexcept {
     descriptor* d = nullptr;
-    if (detail::caught([&] { d = descriptors_.find(fd); })) return -ENOMEM;
-    if (d == nullptr || d->closing) return -EBADF;
-    if (d->accepting) return -EBUSY;
+    if (detail::caught([&] { d = descriptors_.find(fd); })) return ENOMEM;
+    if (d == nullptr || d->closing) return EBADF;
+    if (d->accepting) return EBUSY;
     d->accepting = true;
     return 0;
   }

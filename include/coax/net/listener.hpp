@@ -133,16 +133,20 @@ class listener {
   /// The place of the one task that accepts.
   class place {
    public:
-    explicit place(int fd) noexcept
-        : fd_(fd), taken_(reactor::current().begin_accepting(fd)), life_(life()) {}
+    explicit place(int fd) noexcept : fd_(fd), life_(life()) {}
     place(const place&) = delete;
     place& operator=(const place&) = delete;
     ~place() {
-      if (taken_ == 0 && is_open()) reactor::current().end_accepting(fd_);
+      if (taken_ && is_open()) reactor::current().end_accepting(fd_);
     }
 
-    /// 0 or -errno.
-    int taken() const noexcept { return taken_; }
+    /// Takes it, unless it is taken already. Result: 0 or an errno.
+    int take() noexcept {
+      if (taken_) return 0;
+      const int error = reactor::current().begin_accepting(fd_);
+      taken_ = error == 0;
+      return error;
+    }
     /// Whether the listener has not been closed meanwhile.
     bool is_open() const noexcept { return life() == life_; }
 
@@ -150,8 +154,8 @@ class listener {
     std::uint32_t life() const noexcept { return reactor::current().life_of(fd_); }
 
     int fd_;
-    int taken_;
     std::uint32_t life_;
+    bool taken_ = false;
   };
 
   static task<result<stream>> accept_on(int fd, bool tcp) {
@@ -162,13 +166,13 @@ class listener {
     clock::duration pause = pause_first;
     int passed_over = 0;
     reactor& here = reactor::current();
-    const place own(fd);
-    if (own.taken() < 0) co_return detail::error_of(own.taken());
+    place own(fd);
     while (true) {
+      int error = own.take();
       // A connection wakes one of the processes that wait for it. So none waits that could not take it: each
       // has a descriptor in reserve, and gives that up when there is no other.
-      int error = EMFILE;
-      if (here.hold_spare()) {
+      if (error == 0 && !here.hold_spare()) error = EMFILE;
+      if (error == 0) {
         auto accepted = co_await operations::accept(fd, watching::shared);
         if (accepted) co_return stream(std::move(*accepted), tcp);
         error = accepted.error().value();
