@@ -227,3 +227,29 @@ TEST_CASE("what a run spawned and cancelled is unwound before it returns") {
     CHECK(unwound);
   });
 }
+
+TEST_CASE("a run that is given a task that was moved from aborts with a message") {
+  CHECK(ending_of([] {
+          auto t = []() -> coax::task<> { co_return; }();
+          coax::run([&] { return std::move(t); });
+          coax::run([&] { return std::move(t); });
+        }).aborted_saying("a task that had been moved from"));
+}
+
+#if !defined(NDEBUG)
+TEST_CASE("spawning into the scope of another thread's reactor aborts with a message") {
+  CHECK(ending_of([] {
+          coax::run([]() -> coax::task<> {
+            co_await coax::with_scope([](coax::scope& s) -> coax::task<> {
+              std::thread([&s] {
+                coax::run([&s]() -> coax::task<> {
+                  s.spawn([]() -> coax::task<> { co_return; });
+                  co_return;
+                });
+              }).join();
+              co_return;
+            });
+          });
+        }).aborted_saying("from a thread that is not its reactor's"));
+}
+#endif

@@ -3,6 +3,7 @@
 #include "task_scenarios.hpp"
 
 #include <coax/process/run.hpp>
+#include <coax/process/signals.hpp>
 #include <coax/sync/worker_stack.hpp>
 #include <coax/task/task_local.hpp>
 
@@ -225,4 +226,31 @@ TEST_CASE("a task_local that there was no memory to set is what it was, for all 
   }());
   while (!body.has_ended()) stage.turn();
   CHECK(body.how() == ending::finished);
+}
+
+TEST_CASE("signals and threads that there is no memory for give std::bad_alloc, and leave nothing",
+          "[promises][memory]") {
+  coax::detail::signal_hub::instance();
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    int failed = 0;
+    const auto reactor = reactor_of(b);
+    coax::detail::run_on(*reactor, [&]() -> coax::task<> {
+      for (long n = 1;; ++n) {
+        bool threw = false;
+        try {
+          const memory::shortage shortage(n, n + 1);
+          const auto waits = coax::signals({SIGUSR1});
+        } catch (const std::bad_alloc&) {
+          threw = true;
+        }
+        memory::shortage::end();
+        if (!threw) break;
+        ++failed;
+        co_await coax::yield();
+      }
+    });
+    CHECK(failed > 0);
+    CHECK(reactor->in_flight() == 0);
+  }
 }

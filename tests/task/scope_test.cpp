@@ -1,6 +1,8 @@
+#include <coax/sync/event.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/task.hpp>
+#include <coax/task/when_all.hpp>
 
 #include "probes.hpp"
 
@@ -243,4 +245,35 @@ TEST_CASE("an exception in an inner scope cancels the outer one too, unless it i
       CHECK(loop.elapsed() == 1s);
     }
   }
+}
+
+TEST_CASE("spawning into a scope that has ended, and is about to return, has no effect",
+          "[scope]") {
+  test_loop loop;
+  bool ran = false;
+  loop.run([&]() -> task<> {
+    coax::event leave;
+    scope* current = nullptr;
+    const auto owner = [&]() -> task<> {
+      co_await coax::with_scope([&](scope& s) -> task<> {
+        current = &s;
+        co_await leave.wait();
+      });
+      current = nullptr;
+    };
+    const auto user = [&]() -> task<> {
+      co_await leave.wait();
+      REQUIRE(current != nullptr);
+      current->spawn([&]() -> task<> {
+        ran = true;
+        co_return;
+      });
+    };
+    const auto opener = [&]() -> task<> {
+      co_await coax::sleep_for(1s);
+      leave.set();
+    };
+    co_await coax::when_all(owner(), user(), opener());
+  });
+  CHECK_FALSE(ran);
 }

@@ -5,6 +5,7 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <new>
@@ -68,7 +69,7 @@ static_assert(sizeof(buffer) == buffer::stride - buffer::bytes_max);
 /// came back last serves next. Buffers may outlive the reactor, and the pool lives as long as they
 /// do.
 ///
-/// Thread    the reactor's; when that has ended, one.
+/// Thread    the reactor's; when that has ended, buffers may be given back by any.
 class buffer_pool {
  public:
   static constexpr std::uint32_t count_max = 1024;
@@ -87,6 +88,7 @@ class buffer_pool {
 
   /// The reactor is done with it; whoever gives the last buffer back ends it.
   void abandon() noexcept {
+    left_.store(in_use_, std::memory_order_relaxed);
     abandoned_ = true;
     if (in_use_ == 0) delete this;
   }
@@ -110,9 +112,12 @@ class buffer_pool {
 
   void give_back(buffer& b) noexcept {
     COAX_BYTES_OUT_OF_USE(b.data(), buffer::bytes_max);
+    if (abandoned_) {
+      if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
+      return;
+    }
     b.next = std::exchange(free_, &b);
     --in_use_;
-    if (abandoned_ && in_use_ == 0) delete this;
   }
 
   /// So many that were taken will not be given back one by one.
@@ -138,6 +143,8 @@ class buffer_pool {
   buffer* free_ = nullptr;
   std::size_t made_ = 0;  // buffers that have been used at all
   std::size_t in_use_ = 0;
+  std::atomic<std::size_t> left_{
+      0};  // in use, once it is abandoned: those may be given back anywhere
   bool abandoned_ = false;
 };
 

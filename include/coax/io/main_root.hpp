@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/task/fatal.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
@@ -17,7 +18,9 @@ template <class T>
 class main_root final : public root {
  public:
   explicit main_root(task<T> t) noexcept : reactor_(reactor::current()) {
-    adopt(std::move(t).release());
+    const auto frame = std::move(t).release();
+    if (!frame) fatal("a run was given a task that had been moved from");
+    adopt(frame);
     start_later();
     reactor_.runs_for(this);
   }

@@ -15,7 +15,10 @@ namespace coax::inline COAX_ABI::detail {
 /// they are cancelled when the run ends.
 class services {
  public:
-  void spawn(task<> t) { running_.push_back(std::make_unique<service>(std::move(t), roots_)); }
+  void spawn(task<> t) {
+    running_.reserve(running_.size() + 1);  // one that has begun must not be destroyed
+    running_.push_back(std::make_unique<service>(std::move(t), roots_));
+  }
 
   void cancel() noexcept {
     for (const auto& each : running_) each->cancel();

@@ -249,7 +249,9 @@ class root : public ready_node {
   bool stopping() const noexcept { return cancelled_ && shields_ == 0; }
 
   /// Between the two a request to cancel waits. They nest.
-  void shield() noexcept { ++shields_; }
+  void shield() noexcept {
+    if (++shields_ == 0) detail::fatal("65,536 shields are nested");
+  }
   void unshield() noexcept { --shields_; }
 
   /// The chain, which has suspended itself, goes on at the next turn, or unwinds then.
@@ -303,6 +305,7 @@ class root : public ready_node {
     leaf_->root_ = this;
     leaf_->link_ = nullptr;
     loop& here = loop::current();
+    if (list.of() != nullptr && list.of()->root() != nullptr) list.of()->root()->check_loop();
     join(list, here);
     const root* by = here.running_root();
     if (by == nullptr && list.of() != nullptr) by = list.of()->root();  // begun between two tasks

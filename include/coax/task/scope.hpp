@@ -175,9 +175,9 @@ class scope {
       using child = detail::spawned<std::decay_t<F>, std::unwrap_ref_decay_t<A>...>;
       auto c =
           std::make_unique<child>(std::in_place, std::forward<F>(fn), std::forward<A>(args)...);
-      if (closed_) return;
+      if (takes_no_more()) return;
       task<> t = c->call(fn);
-      if (closed_) return;  // by the function
+      if (takes_no_more()) return;  // by the function
       c.release()->begin(*this, std::move(t));
     }
   }
@@ -208,6 +208,8 @@ class scope {
   scope() = default;
   ~scope() = default;
 
+  /// It is closed, or the last has ended and it is about to return.
+  bool takes_no_more() const noexcept { return closed_ || !end_->is_waiting(); }
   void cancel_children() noexcept {
     closed_ = true;
     end_->cancel_all_but_the_body();
