@@ -846,3 +846,41 @@ TEST_CASE(
     CHECK(both);
   }
 }
+
+TEST_CASE(
+    "a host whose function throws before it gives its task does not run, and can be started again") {
+  for (const int fails_at : {1, 2}) {
+    sim::world w;
+    int calls = 0;
+    const auto fails = [&]() -> task<> {
+      if (++calls == fails_at) throw std::runtime_error("before its task");
+      return []() -> task<> { co_await coax::sleep_for(1h); }();
+    };
+    if (fails_at == 1) {
+      CHECK_THROWS_WITH(w.host("srv", fails), "before its task");
+    } else {
+      auto& srv = w.host("srv", fails);
+      w.run_for(1s);
+      srv.crash();
+      CHECK_THROWS_WITH(srv.restart(), "before its task");
+      CHECK_FALSE(srv.is_running());
+      srv.restart();
+      CHECK(srv.is_running());
+    }
+    w.run_for(1s);
+  }
+}
+
+TEST_CASE("time does not go back, and an invariant may add another") {
+  sim::world w;
+  w.host("cli", []() -> task<> { co_await coax::sleep_for(1s); });
+  int asked = 0;
+  w.invariant([&] {
+    if (asked == 0) w.invariant([&] { ++asked; });
+    ++asked;
+  });
+  w.run_for(2s);
+  CHECK(asked > 1);
+  w.run_for(-1s);
+  CHECK(w.now() == w.start() + 2s);
+}

@@ -182,6 +182,7 @@ class host final : private host_services {
     paused_ = false;
     stalled_until_ = {};
     host_services& services = *this;
+    std::exception_ptr failure;
     if (engine_.how.completion == completion::ring)
       loop_ = std::make_unique<ring_host>(services, *kernel_, engine_);
     else
@@ -189,8 +190,12 @@ class host final : private host_services {
     // The session would leave this loop as the one that runs here: it begins and ends inside.
     loop_->inside([&] {
       session_.emplace(loop_->as_reactor());
-      program_ = make_();
+      failure = coax::detail::caught([&] { program_ = make_(); });
     });
+    if (!failure) return;
+    tear_down();
+    kernel_->program_ended();
+    coax::detail::rethrow(std::move(failure));
   }
 
   void tear_down() noexcept {

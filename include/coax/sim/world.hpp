@@ -14,12 +14,14 @@
 #include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 
+#include <algorithm>
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -94,7 +96,7 @@ class world final : private host_names {
   void run_for(timeout d) {
     const clock::time_point until = d.after(engine_.now);
     while (step(until)) continue;
-    engine_.now = until;
+    engine_.now = std::max(engine_.now, until);
   }
 
   /// Runs until `is_so()` is true, which is asked after each step.
@@ -246,8 +248,8 @@ class world final : private host_names {
     } else if (const std::exception_ptr failure = ready[picked]->run()) {
       coax::detail::rethrow(failure);
     }
-    for (const named_invariant& each : invariants_)
-      if (!each.holds()) throw_violated(each.name);
+    for (std::size_t i = 0; i < invariants_.size(); ++i)
+      if (!invariants_[i].holds()) throw_violated(invariants_[i].name);
     return true;
   }
 
@@ -336,7 +338,7 @@ class world final : private host_names {
   engine engine_;
   clock::time_point start_ = engine_.now;
   network network_{engine_};
-  std::vector<named_invariant> invariants_;
+  std::deque<named_invariant> invariants_;  // which may add others
   std::vector<std::unique_ptr<sim::host>> hosts_;
 };
 
