@@ -1,19 +1,26 @@
 #include <coax/net/stream.hpp>
+#include <coax/task/scope.hpp>
+#include <coax/task/when_all.hpp>
 #include <coax/task/within.hpp>
 
 #include "pairs.hpp"
 
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
+#include <vector>
 
 // A stream that outlives its run: what the next run knows of it. For what it has received, see receive_test.cpp.
 
@@ -148,5 +155,104 @@ TEST_CASE("what is known of a stream from its run does not reach the next one of
       next.reset();
       old.reset();
     });
+  });
+}
+
+TEST_CASE(
+    "a stream that ends on another thread ends its connection, and its number serves a listener") {
+  on_each_backend([]() -> task<> {
+    auto from = coax::listener::bind("127.0.0.1:0");
+    REQUIRE(from);
+    auto client = co_await coax::connect(from->local_endpoint().value());
+    auto conn = co_await from->accept();
+    REQUIRE((client && conn));
+    auto sent = co_await client->write("x");
+    {
+      const auto lease = co_await conn->receive();  // on io_uring the kernel goes on to receive
+      REQUIRE((sent && lease));
+    }
+    std::array<std::byte, 4> nothing;
+    auto silent = co_await coax::within(0ms, conn->read(nothing));  // and epoll has the descriptor
+    CHECK(silent.error() == std::errc::timed_out);
+    const int number = conn->native_handle();
+    std::thread([own = std::move(*conn)] {}).join();
+    auto end = co_await client->read(nothing);
+    CHECK(end.error() == coax::errc::end_of_stream);
+
+    auto next = coax::listener::bind("127.0.0.1:0");
+    REQUIRE(next);
+    CHECK(next->native_handle() == number);
+    const coax::endpoint at = next->local_endpoint().value();
+    auto late = co_await coax::within(0ms, next->accept());
+    CHECK_FALSE(late);
+    const auto both = co_await coax::when_all(next->accept(), coax::connect(at));
+    CHECK(std::get<0>(both).error() == std::error_code());
+    CHECK(std::get<1>(both).error() == std::error_code());
+  });
+}
+
+TEST_CASE("what came ahead in one run may be taken by threads of the next") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    std::vector<stream> streams;
+    std::vector<coax::unique_fd> peers;
+    run_once(b, [&]() -> task<> {
+      for (int i = 0; i < 64; ++i) {
+        raw_pair both = raw_connected(transport::unix_socket);
+        streams.push_back(adopted(std::move(both.near)));
+        peers.push_back(std::move(both.far));
+        REQUIRE(::send(peers.back().get(), "x", 1, 0) == 1);
+        const auto lease = co_await streams.back().receive();
+        REQUIRE(lease);
+        REQUIRE(::send(peers.back().get(), "hello", 5, 0) == 5);
+      }
+      co_await turns(3);
+    });
+    std::mutex mutex;
+    std::atomic<int> received = 0;
+    const auto takes = [&]() -> task<> {
+      while (true) {
+        std::optional<stream> next;
+        {
+          const std::lock_guard lock(mutex);
+          if (streams.empty()) break;
+          next.emplace(std::move(streams.back()));
+          streams.pop_back();
+        }
+        const auto lease = co_await next->receive();
+        if (lease && lease->bytes().size() == 5) ++received;
+      }
+    };
+    std::thread other([&] { run_once(b, takes); });
+    run_once(b, takes);
+    other.join();
+    CHECK(received == 64);
+  }
+}
+
+TEST_CASE("a child of a fork that ends leaves the connections of its parent alone") {
+  on_each_backend([]() -> task<> {
+    raw_pair both = raw_connected(transport::tcp);
+    static std::optional<stream> kept;
+    kept.emplace(adopted(std::move(both.near)));
+    std::array<std::byte, 4> bytes;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn([&]() -> task<> {
+        auto got = co_await kept->read(bytes);
+        REQUIRE(got);
+        CHECK(*got == 1);
+      });
+      co_await turns(3);
+      const pid_t child = ::fork();
+      if (child == 0) {
+        kept.reset();
+        ::_exit(0);
+      }
+      int how = -1;
+      REQUIRE(::waitpid(child, &how, 0) == child);
+      CHECK(how == 0);
+      REQUIRE(::send(both.far.get(), "x", 1, 0) == 1);
+    });
+    kept.reset();
   });
 }

@@ -83,6 +83,7 @@ class io_loop : public loop {
     descriptor* d = nullptr;
     if (detail::caught([&] { d = descriptors_.find(fd); })) return ENOMEM;
     if (d == nullptr || d->closing) return EBADF;
+    if (d->owned) begin_life(*d, false, false);  // of a stream that another thread has closed
     if (d->accepting) return EBUSY;
     d->accepting = true;
     return 0;
@@ -103,10 +104,7 @@ class io_loop : public loop {
   /// Takes over the descriptor of a new stream.
   void own(int fd, bool tcp) {
     descriptor* d = descriptors_.find(fd);
-    if (d == nullptr) return;
-    forsake_waiters(*d);
-    detail::undelivered::take(fd);  // of one that had this number
-    d->renew(true, tcp);
+    if (d != nullptr) begin_life(*d, true, tcp);
   }
 
   /// Ends what is pending on the stream `fd` as `close` does, but leaves it open, for whoever alone has it
@@ -128,20 +126,37 @@ class io_loop : public loop {
   /// Closes `fd`. While an operation is pending on it the operation fails with
   /// std::errc::operation_canceled, and the number stays taken until that has ended; a connection
   /// is shut down at once all the same, unless bytes are unread: then it is reset, once it is closed.
+  ///
+  /// In the child of a fork, which must leave the connection to its parent, only the descriptor is closed.
   void close(int fd, closing reach = closing::everywhere) noexcept {
+    if (!owner_.in_this_process()) {
+      calls_.close(fd);
+      return;
+    }
     descriptor* d = descriptors_.known(fd);
     const detail::kept_of_stream kept = detail::undelivered::take(fd);
     const bool unread = kept.received.has_bytes() || (d != nullptr && d->received.has_bytes());
     if (unread) detail::undelivered::reset_on_close(calls_, fd);
     if (d != nullptr) d->received.clear();
+    const bool may_end = reach == closing::everywhere && !unread;
     if (d == nullptr || d->idle()) {
+      const bool own = d != nullptr && d->owned;
       if (d != nullptr) d->renew(false, false);
+      if (may_end && !own) return close_elsewhere(calls_, fd);
       calls_.close(fd);
       return;
     }
     d->stays_open = false;
-    if (reach == closing::everywhere && !unread && !has_more(fd)) calls_.shutdown(fd, SHUT_RDWR);
+    if (may_end && !has_more(calls_, fd)) calls_.shutdown(fd, SHUT_RDWR);
     end_what_waits(*d);
+  }
+
+  /// Closes a stream on another thread than that of the reactor it was made on, which may still have a
+  /// multishot receive of it: that ends with the connection.
+  static void close_elsewhere(syscalls& calls, int fd) noexcept {
+    if (detail::reactors_alive.load(std::memory_order_relaxed) != 0 && !has_more(calls, fd))
+      calls.shutdown(fd, SHUT_RDWR);
+    calls.close(fd);
   }
 
  protected:
@@ -276,8 +291,9 @@ class io_loop : public loop {
   }
 
   void keep_undelivered() noexcept {
-    descriptors_.for_each([](descriptor& d) {
+    descriptors_.for_each([this](descriptor& d) {
       if (!d.owned || (d.received.empty() && !d.read_cut && !d.write_cut && d.lost == 0)) return;
+      if (calls_.is_open(d.fd) < 0) return d.received.clear();  // another thread has closed it
       detail::undelivered::keep(d.fd, {std::move(d.received), d.read_cut, d.write_cut, d.lost});
     });
   }
@@ -321,9 +337,9 @@ class io_loop : public loop {
   }
 
   /// Whether the kernel holds bytes that nobody has received.
-  bool has_more(int fd) noexcept {
+  static bool has_more(syscalls& calls, int fd) noexcept {
     char next = 0;
-    return calls_.recv(fd, &next, sizeof(next), MSG_PEEK | MSG_DONTWAIT) > 0;
+    return calls.recv(fd, &next, sizeof(next), MSG_PEEK | MSG_DONTWAIT) > 0;
   }
 
   /// Whether no rule stands against `op`, as is the rule; then it has its descriptor.
@@ -405,8 +421,13 @@ class io_loop : public loop {
     d.lost = kept.lost & 0x7f;
   }
 
-  /// Somebody closed a borrowed descriptor under a pending wait, and its number came back as a new
-  /// stream.
+  /// The number of `d` stands for something else than before.
+  void begin_life(descriptor& d, bool owned, bool tcp) noexcept {
+    forsake_waiters(d);
+    detail::undelivered::take(d.fd);
+    d.renew(owned, tcp);
+  }
+  /// Somebody closed a descriptor under a pending wait, and its number came back.
   void forsake_waiters(descriptor& d) noexcept {
     cancel_all(d);
     d.reader = d.writer = nullptr;

@@ -14,11 +14,17 @@ namespace coax::inline COAX_ABI::detail {
 /// child from its parent without a system call.
 inline constinit std::atomic<unsigned> forks_counted{0};
 
+/// Reactors of this process.
+inline constinit std::atomic<int> reactors_alive{0};
+
 /// The same, and counts them from the first call on.
 ///
 /// Thread    any.
 inline unsigned forks_so_far() noexcept {
-  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { ++forks_counted; });
+  static const int registered = ::pthread_atfork(nullptr, nullptr, [] {
+    ++forks_counted;
+    reactors_alive = 0;  // those are the parent's
+  });
   if (registered != 0) fatal("no memory to be told of a fork");
   return forks_counted.load(std::memory_order_relaxed);
 }
@@ -34,6 +40,18 @@ inline unsigned forks_so_far() noexcept {
 /// In debug builds, a check ends the program with a message when somebody else is about to use it.
 class owner {
  public:
+  owner() noexcept { ++reactors_alive; }
+  owner(const owner&) = delete;
+  owner& operator=(const owner&) = delete;
+  ~owner() {
+    if (in_this_process()) --reactors_alive;
+  }
+
+  /// False in the child of a fork, which has copies of what is its parent's.
+  bool in_this_process() const noexcept {
+    return forks_ == forks_counted.load(std::memory_order_relaxed);
+  }
+
   void check() const noexcept {
 #ifndef NDEBUG
     if (thread_ != std::this_thread::get_id()) fatal_other_thread();
@@ -43,7 +61,7 @@ class owner {
 
   void check_process() const noexcept {
 #ifndef NDEBUG
-    if (forks_ != forks_counted.load(std::memory_order_relaxed))
+    if (!in_this_process())
       fatal(
           "a reactor was used on both sides of a fork: call coax::run in the child, or coax::prefork");
 #endif

@@ -128,7 +128,7 @@ class readiness_reactor : public reactor {
   /// True when that has ended `op`.
   bool fails_to_park(operation& op) noexcept {
     descriptor& d = *op.at_;
-    if (d.owned && d.registered) return false;
+    if (d.owned && d.registered && op.watched_as() == watching::stream) return false;
     const int failed = park(d, op);
     return failed < 0 && take(op, failed);
   }

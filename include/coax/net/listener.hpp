@@ -145,6 +145,7 @@ class listener {
       if (taken_) return 0;
       const int error = reactor::current().begin_accepting(fd_);
       taken_ = error == 0;
+      if (taken_) life_ = life();  // which may have begun with that
       return error;
     }
     /// Whether the listener has not been closed meanwhile.

@@ -188,7 +188,7 @@ class stream {
     if (loop::running() != nullptr) return reactor::current().close(fd);
     if (detail::undelivered::take(fd).received.has_bytes())
       detail::undelivered::reset_on_close(syscalls::current(), fd);
-    syscalls::current().close(fd);
+    io_loop::close_elsewhere(syscalls::current(), fd);
   }
 
   static task<result<void>> linger(stream closing) {
