@@ -57,8 +57,7 @@ class scripted final : public coax::completion_reactor {
     queue(op);
     return false;
   }
-  void queue(coax::operation& op) noexcept override {
-    if (served_by_multishot(op)) return;
+  void put_into_kernel(coax::operation& op) noexcept override {
     if (op.watched_as() == coax::watching::stream) ++submitted_alone;
   }
   void cancel(coax::operation& op) noexcept override {

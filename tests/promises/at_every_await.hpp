@@ -73,8 +73,8 @@ class reactor_stage final : public stage {
   explicit reactor_stage(coax::backend b)
       : backend_(b), reactor_(reactor_of(b, coax::syscalls::kernel(), 16)) {
     session_.emplace(*reactor_);
-    reactor_->turn();               // begins what the reactor waits for on its own behalf
-    CHECK(reactor_->hold_spare());  // as its first accept would
+    reactor_->turn();                 // begins what the reactor waits for on its own behalf
+    CHECK(reactor_->hold_reserve());  // as its first accept would
   }
   const char* name() const override { return name_of(backend_); }
   coax::loop& loop() override { return *reactor_; }

@@ -8,7 +8,6 @@
 #include <coax/task/returned.hpp>
 #include <coax/task/root.hpp>
 
-#include <cstddef>
 #include <exception>
 #include <functional>
 #include <memory>

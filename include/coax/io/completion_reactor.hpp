@@ -35,8 +35,8 @@ class completion_reactor : public reactor {
   virtual bool arm_multishot(const descriptor& d) noexcept = 0;
   /// Asks the kernel to end the one with that key, if it has not ended.
   virtual void cancel_multishot(std::uint64_t key) noexcept = 0;
-  /// Submits `op`, unless it is `served_by_multishot`.
-  virtual void queue(operation& op) noexcept = 0;
+  /// Submits `op` for itself.
+  virtual void put_into_kernel(operation& op) noexcept = 0;
   /// One has ended because there was no buffer for it.
   virtual void buffers_ran_dry() noexcept {}
 
@@ -48,6 +48,11 @@ class completion_reactor : public reactor {
 
   static std::uint64_t key_of(const descriptor& d) noexcept {
     return std::uint64_t{d.generation} << 32 | static_cast<std::uint64_t>(d.fd) << 1 | of_multishot;
+  }
+
+  /// Submits `op`, unless it is left to a multishot receive.
+  void queue(operation& op) noexcept {
+    if (!served_by_multishot(op)) put_into_kernel(op);
   }
 
   /// Leaves `op` to the multishot receive of its descriptor, if there is one or it wants one.

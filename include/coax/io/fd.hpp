@@ -17,7 +17,6 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <system_error>
 
 /// Waiting on a descriptor that is not coax's: a pipe, a terminal, a device, a library's socket.
 ///

@@ -78,13 +78,13 @@ class io_loop : public loop {
   }
 
   /// Takes the place of the one task that accepts from the listener `fd`, which keeps it while it waits out
-  /// a shortage and no operation is pending. Result: 0 or an errno.
+  /// a shortage and no operation is pending. Result: 0 or -errno.
   int begin_accepting(int fd) noexcept {
     descriptor* d = nullptr;
-    if (detail::caught([&] { d = descriptors_.find(fd); })) return ENOMEM;
-    if (d == nullptr || d->closing) return EBADF;
+    if (detail::caught([&] { d = descriptors_.find(fd); })) return -ENOMEM;
+    if (d == nullptr || d->closing) return -EBADF;
     if (d->owned) begin_life(*d, false, false);  // of a stream that another thread has closed
-    if (d->accepting) return EBUSY;
+    if (d->accepting) return -EBUSY;
     d->accepting = true;
     return 0;
   }

@@ -6,7 +6,6 @@
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
-#include <coroutine>
 #include <optional>
 #include <type_traits>
 #include <utility>

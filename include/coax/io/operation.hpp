@@ -141,7 +141,7 @@ class operation : public waiter {
 
   watching watching_ : 2;
   bool writes_ : 1;
-  bool reads_ : 1;  // as does whoever does not wait for writing: urgent data and hang-ups are news
+  bool reads_ : 1;  // also one that waits for neither: urgent data and hang-ups come from the peer
   bool stop_requested_ : 1;
   bool in_line_ : 1;        // readiness: it is among those whose call is to be made
   bool polling_ : 1;        // io_uring: what is in the ring is a poll for `waits_for`

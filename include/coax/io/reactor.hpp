@@ -38,7 +38,6 @@ class reactor : public io_loop {
 
   virtual ~reactor() {
     posted_.drop_all();
-    drop_spare();
     system().close(wake_fd_.release());
   }
 
@@ -114,15 +113,15 @@ class reactor : public io_loop {
     if (!posted_.remove(node)) remove_ready(node);
   }
 
-  /// Sees to it that there is a descriptor to give up when no other is left; see listener::accept. False
-  /// when none is to be had.
-  bool hold_spare() noexcept {
-    if (!spare_)
-      if (const int made = system().eventfd(); made >= 0) spare_.reset(made);
-    return static_cast<bool>(spare_);
+  /// Holds a descriptor in reserve until the end of the run, so that a process which has run out of them can
+  /// still accept the connection that woke it. False when none is to be had.
+  bool hold_reserve() noexcept {
+    if (!reserve_fd_)
+      if (const int made = system().eventfd(); made >= 0) reserve_fd_.reset(made);
+    return static_cast<bool>(reserve_fd_);
   }
-  void drop_spare() noexcept {
-    if (spare_) system().close(spare_.release());
+  void give_up_reserve() noexcept {
+    if (reserve_fd_) system().close(reserve_fd_.release());
   }
 
   /// Runs `t` until the run ends, for the reactor itself. It must not throw.
@@ -154,7 +153,7 @@ class reactor : public io_loop {
         detail::fatal(
             "a run has ended while a coroutine that is in no scope still waited for a timer or another thread");
       reactor_.keep_undelivered();
-      reactor_.drop_spare();
+      reactor_.give_up_reserve();
     }
 
    private:
@@ -275,7 +274,7 @@ class reactor : public io_loop {
   }
 
   unique_fd wake_fd_;
-  unique_fd spare_;
+  unique_fd reserve_fd_;
   clock::time_point alarm_ = clock::time_point::max();  // when the kernel's timer goes off
   timeout spin_ = clock::duration(0);
   std::string fallback_reason_;

@@ -4,7 +4,6 @@
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
-#include <coroutine>
 #include <memory>
 #include <utility>
 #include <vector>

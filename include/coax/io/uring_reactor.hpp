@@ -79,16 +79,18 @@ class uring_reactor final : public completion_reactor {
 
   bool submit(operation& op) noexcept override {
     if (served_by_multishot(op)) return false;
-    if (worth_a_call(op) && call(op) == progress::ended) return true;
-    put_into_ring(op);
+    if (calls_first(op) && call(op) == progress::ended) return true;
+    put_into_kernel(op);
     return false;
   }
 
-  bool worth_a_call(const operation& op) noexcept {
+  /// Whether to make the call before the ring is asked. Of those that want it only where little is ready, one
+  /// in a turn does: who has more to send is served by the ring.
+  bool calls_first(const operation& op) noexcept {
     const operation::first_try when = op.tries_first();
     if (when != operation::first_try::when_few) return when == operation::first_try::always;
-    if (completions_ > few || tried_ || kernel_has_work()) return false;
-    tried_ = true;  // one; who has more to send in this turn is served by the ring as well
+    if (completions_ > few || one_called_ || kernel_has_work()) return false;
+    one_called_ = true;
     return true;
   }
 
@@ -183,7 +185,7 @@ class uring_reactor final : public completion_reactor {
     }
     io_uring_cq_advance(&ring_, count);
     completions_ = count;
-    tried_ = false;
+    one_called_ = false;
   }
 
   void completed(operation& op, int answer) noexcept {
@@ -249,12 +251,8 @@ class uring_reactor final : public completion_reactor {
 
   // --- the submission queue ---
 
-  void queue(operation& op) noexcept override {
-    if (!served_by_multishot(op)) put_into_ring(op);
-  }
-
   /// Puts `op` into the ring, or into the backlog when that is full.
-  void put_into_ring(operation& op) noexcept {
+  void put_into_kernel(operation& op) noexcept override {
     io_uring_sqe* sqe = free_entry();
     if (sqe == nullptr) return backlog_.push(op);
     if (op.polling_)
@@ -309,8 +307,8 @@ class uring_reactor final : public completion_reactor {
   __kernel_timespec alarm_time_{};  // which the kernel reads as it takes the submission
   detail::provided_buffers provided_;
   bool cannot_provide_ = false;
-  unsigned completions_ = 0;  // in this turn
-  bool tried_ = false;
+  unsigned completions_ = 0;          // in this turn
+  bool one_called_ = false;           // in this turn, by `calls_first`
   std::vector<std::uint64_t> stops_;  // multishot receives that are to be cancelled
   // What the ring had no room for: operations, and cancellations of operations. Bounded, for they
   // live in their frames.

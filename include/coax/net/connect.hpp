@@ -21,7 +21,6 @@
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
-#include <cstdint>
 #include <string>
 #include <system_error>
 #include <utility>

@@ -44,7 +44,7 @@ class endpoint {
 
   /// Reads an IP address that stands without a port: "127.0.0.1", "::1", "fe80::1%eth0".
   ///
-  /// Errors    as parse(); `port` is from 0 to 65535.
+  /// Errors    errc::bad_port when `port` is not from 0 to 65535; else as parse().
   static result<endpoint> ip(std::string_view address, int port);
 
   /// Takes an address as the kernel gives it. One that is shorter than its family says is

@@ -92,10 +92,11 @@ class listener {
 
   /// Waits for a connection.
   ///
-  /// What ends a single connection, or says that memory or descriptors are short, is not an error
-  /// of the listener: the former is passed over, the latter waited out, while connections wait in
-  /// the kernel's backlog, or another process that shares it takes them. For that each reactor keeps one
-  /// descriptor in reserve from its first `accept` on. The listener may be moved meanwhile.
+  /// What ends a single connection is not an error of the listener, and is passed over. Nor is a shortage.
+  /// Out of descriptors, it takes the connection at hand with one that the reactor holds in reserve, from its
+  /// first `accept` to the end of the run. Until that holds one again it waits, 5 to 100 ms a time, and shows
+  /// no interest: connections stay in the kernel's backlog, or another process that shares the listener takes
+  /// them. A shortage of memory is waited out in the same way. The listener may be moved meanwhile.
   ///
   /// Result    a stream with the options that `listen_options` gave.
   /// Errors    EBADF when it is closed, std::errc::operation_canceled when it is closed meanwhile,
@@ -130,34 +131,42 @@ class listener {
  private:
   listener(unique_fd fd, bool tcp) noexcept : fd_(std::move(fd)), tcp_(tcp) {}
 
-  /// The place of the one task that accepts.
-  class place {
+  /// The one task that accepts from a listener, also while it waits out a shortage.
+  class sole_acceptor {
    public:
-    explicit place(int fd) noexcept : fd_(fd), life_(life()) {}
-    place(const place&) = delete;
-    place& operator=(const place&) = delete;
-    ~place() {
-      if (taken_ && is_open()) reactor::current().end_accepting(fd_);
+    explicit sole_acceptor(int fd) noexcept : fd_(fd), life_(life()) {}
+    sole_acceptor(const sole_acceptor&) = delete;
+    sole_acceptor& operator=(const sole_acceptor&) = delete;
+    ~sole_acceptor() {
+      if (begun_ && listener_is_open()) reactor::current().end_accepting(fd_);
     }
 
-    /// Takes it, unless it is taken already. Result: 0 or an errno.
-    int take() noexcept {
-      if (taken_) return 0;
-      const int error = reactor::current().begin_accepting(fd_);
-      taken_ = error == 0;
-      if (taken_) life_ = life();  // which may have begun with that
-      return error;
+    /// Sees to it that it is the one. Result: 0 or -errno.
+    int begin() noexcept {
+      if (begun_) return 0;
+      const int answer = reactor::current().begin_accepting(fd_);
+      begun_ = answer == 0;
+      if (begun_) life_ = life();  // which may have begun with that
+      return answer;
     }
-    /// Whether the listener has not been closed meanwhile.
-    bool is_open() const noexcept { return life() == life_; }
+    /// It has not been closed meanwhile.
+    bool listener_is_open() const noexcept { return life() == life_; }
 
    private:
     std::uint32_t life() const noexcept { return reactor::current().life_of(fd_); }
 
     int fd_;
     std::uint32_t life_;
-    bool taken_ = false;
+    bool begun_ = false;
   };
+
+  /// Takes the connection that has woken this process, which is out of descriptors, with the one in reserve.
+  /// Result: its descriptor or -errno.
+  static int accept_by_reserve(reactor& here, int fd) noexcept {
+    here.give_up_reserve();
+    const int answer = here.system().accept(fd, SOCK_CLOEXEC);
+    return answer == -EAGAIN ? -EMFILE : answer;  // another was first, and there is none in reserve
+  }
 
   static task<result<stream>> accept_on(int fd, bool tcp) {
     using namespace std::chrono_literals;
@@ -167,31 +176,26 @@ class listener {
     clock::duration pause = pause_first;
     int passed_over = 0;
     reactor& here = reactor::current();
-    place own(fd);
+    sole_acceptor self(fd);
     while (true) {
-      int error = own.take();
-      // A connection wakes one of the processes that wait for it. So none waits that could not take it: each
-      // has a descriptor in reserve, and gives that up when there is no other.
-      if (error == 0 && !here.hold_spare()) error = EMFILE;
-      if (error == 0) {
+      int answer = self.begin();
+      // A connection wakes one of the processes that wait for it. So none waits that could not take it.
+      if (answer == 0 && !here.hold_reserve()) answer = -EMFILE;
+      if (answer == 0) {
         auto accepted = co_await operations::accept(fd, watching::shared);
         if (accepted) co_return stream(std::move(*accepted), tcp);
-        error = accepted.error().value();
-        if (error == EMFILE || error == ENFILE) {
-          here.drop_spare();
-          const int got = here.system().accept(fd, SOCK_CLOEXEC);
-          if (got >= 0) co_return stream(unique_fd(got), tcp);
-          if (got != -EAGAIN) error = -got;
-        }
+        answer = -accepted.error().value();
+        if (answer == -EMFILE || answer == -ENFILE) answer = accept_by_reserve(here, fd);
+        if (answer >= 0) co_return stream(unique_fd(answer), tcp);
       }
-      const bool of_one_connection = ends_one_connection(error);
-      if (!of_one_connection && !is_shortage(error)) co_return detail::error_of(-error);
+      const bool of_one_connection = ends_one_connection(-answer);
+      if (!of_one_connection && !is_shortage(-answer)) co_return detail::error_of(answer);
       // A connection that failed is replaced by the next one at once; when that does not end,
       // something else is wrong, and trying on would burn a core.
       if (of_one_connection && ++passed_over < passed_over_max) continue;
       co_await sleep_for(pause);
       pause = std::min(pause * 2, pause_max);
-      if (!own.is_open()) co_return std::errc::operation_canceled;  // closed meanwhile
+      if (!self.listener_is_open()) co_return std::errc::operation_canceled;  // closed meanwhile
     }
   }
 

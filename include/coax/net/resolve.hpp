@@ -109,14 +109,15 @@ inline result<std::vector<endpoint>> ask_c_library(const std::string& host, std:
 ///
 /// Result    at least one endpoint, the one to be tried first in front.
 /// Errors    coax::errc::bad_port for one that is not from 0 to 65535; resolve_error(EAI_NONAME) for a
-///           name that nobody knows, EAI_AGAIN when the servers do not answer, and so on; as errno where getaddrinfo(3) says EAI_SYSTEM, and when there is
-///           no thread to be had; std::errc::no_such_device for a scope that is no interface.
+///           name that nobody knows, EAI_AGAIN when the servers do not answer, and so on; as errno where
+///           getaddrinfo(3) says EAI_SYSTEM, and when there is no thread to be had;
+///           std::errc::no_such_device for a scope that is no interface.
 /// See       getaddrinfo(3), /etc/hosts, resolv.conf(5).
 inline task<result<std::vector<endpoint>>> resolve(std::string host, int port) {
   const result<endpoint> numeric = endpoint::ip(host, port);
   if (numeric) co_return std::vector<endpoint>(1, *numeric);
   if (numeric.error() != errc::bad_address) co_return numeric.error();
-  const auto checked = static_cast<std::uint16_t>(port);
+  const auto checked = static_cast<std::uint16_t>(port);  // by ip(), before the address
   if (host.empty() || host.find('\0') != host.npos) co_return resolve_error(EAI_NONAME);
 
   std::vector<sockaddr_storage> known;

@@ -17,7 +17,6 @@
 #include <csignal>
 #include <cstddef>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>

@@ -164,14 +164,13 @@ class ring_host final : public host_reactor<completion_reactor> {
   };
 
   bool submit(operation& op) noexcept override {
+    if (served_by_multishot(op)) return false;
     if (op.tries_first() != operation::first_try::never && call(op) == progress::ended) return true;
-    queue(op);
+    put_into_kernel(op);
     return false;
   }
 
-  void queue(operation& op) noexcept override {
-    if (!served_by_multishot(op)) submitted_.push(op);
-  }
+  void put_into_kernel(operation& op) noexcept override { submitted_.push(op); }
 
   void cancel(operation& op) noexcept override {
     if (left_multishot(op)) return was_stopped(op);

@@ -6,7 +6,6 @@
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
-#include <coroutine>
 #include <cstddef>
 #include <exception>
 #include <optional>

@@ -9,7 +9,6 @@
 #include <coax/task/task.hpp>
 #include <coax/task/timers.hpp>
 
-#include <coroutine>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -192,7 +191,8 @@ class scope {
   /// Waits until all children have ended; after `limit`, cancels those that are left and waits for
   /// them to unwind. For the body of the scope; the body itself goes on.
   ///
-  /// Result    whether all ended by themselves in time: false also where they were cancelled.
+  /// Result    whether the children it found have all ended by themselves in time; false where they were
+  ///           cancelled. True when it finds none.
   detail::join_awaiter join_within(timeout limit) noexcept { return {*this, limit}; }
 
   /// Children that have not ended.

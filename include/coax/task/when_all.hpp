@@ -3,7 +3,6 @@
 #include <coax/config.hpp>
 #include <coax/task/composite.hpp>
 
-#include <cstddef>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -68,9 +67,9 @@ class [[nodiscard]] when_all_of_awaiter final : public detail::composite {
 /// Result    a tuple with the result of each; a std::monostate for one that gives nothing.
 /// Errors    the first exception of a branch, which cancels the others, after all have ended. A
 ///           `result` that holds an error is a result like any other.
-/// Cancelled before all have ended, it gives nothing, and what some have given is lost: a read under a
-///           limit that it shares with others belongs in a task that keeps what was read.
 /// Order     branches start from left to right; once one has thrown, those not begun never begin.
+/// Cancel    before all have ended, also by the limit of a `within`, it gives nothing: what some have given
+///           is lost. Where a read must not be, make it in a task that stores what it got.
 template <class... A>
 when_all_awaiter<detail::regular_t<await_result_t<A>>...> when_all(A&&... awaitables) {
   static_assert(sizeof...(A) > 0, "when_all needs at least one branch");

@@ -64,10 +64,9 @@ class receive final : public basic_operation<receive, leased_buffer> {
   }
 
   bool wants_multishot() const noexcept override { return true; }
-  /// From a peer that floods there is something to receive. But what its multishot receive has taken
-  /// comes first, and that is known to be all here only after the last completion.
+  /// From a peer that floods there is something to receive.
   first_try tries_first() const noexcept override {
-    return at_->floods && !at_->multishot ? first_try::always : first_try::never;
+    return at_->floods ? first_try::always : first_try::never;
   }
   bool take_received(inbox& from) noexcept override {
     if (!from.has_bytes()) return take(from.take_end());
