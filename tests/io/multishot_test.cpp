@@ -52,9 +52,10 @@ class scripted final : public coax::completion_reactor {
   }
 
   bool submit(coax::operation& op) noexcept override {
+    if (served_by_multishot(op)) return false;
     const bool tries = op.tries_first() == coax::operation::first_try::always;
     if (tries && call(op) == progress::ended) return true;
-    queue(op);
+    put_into_kernel(op);
     return false;
   }
   void put_into_kernel(coax::operation& op) noexcept override {
