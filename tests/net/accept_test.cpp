@@ -275,6 +275,66 @@ TEST_CASE("who waits for descriptors keeps the place of the one that accepts") {
   });
 }
 
+TEST_CASE("with one descriptor left, accept waits for a connection, and not for descriptors") {
+  with_failing([](listener& from, failing_accepts& kernel) -> task<> {
+    few_descriptors limit;
+    limit.spare.reset();
+    auto none = co_await coax::within(120ms, from.accept());
+    CHECK(none.error() == std::errc::timed_out);
+    CHECK(kernel.asked <= 6);
+  });
+}
+
+TEST_CASE("for each listener that is accepted from a descriptor is in reserve") {
+  with_failing([](listener& one, failing_accepts&) -> task<> {
+    auto other = listener::bind("127.0.0.1:0");
+    REQUIRE(other);
+    std::vector<coax::unique_fd> clients;
+    for (int i = 0; i < 2; ++i)
+      clients.emplace_back(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    accepted first;
+    accepted second;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(accept_one, std::ref(one), std::ref(first));
+      s.spawn(accept_one, std::ref(*other), std::ref(second));
+      co_await turns(3);
+      const few_descriptors limit;
+      for (const listener* to : {&one, &*other}) {
+        const coax::endpoint at = to->local_endpoint().value();
+        const int client = clients[to == &one ? 0 : 1].get();
+        REQUIRE(::connect(client, at.data(), at.size()) == 0);
+      }
+      co_await s.join_within(10s);
+    });
+    CHECK((first && *first));
+    CHECK((second && *second));
+  });
+}
+
+TEST_CASE("an accept that has failed takes no connection of the next listener with its number") {
+  for (const int yields : {0, 1, 2, 3, 4}) {
+    INFO("after " << yields << " turns");
+    with_failing([&](listener& from, failing_accepts& kernel) -> task<> {
+      accepted got;
+      co_await coax::with_scope([&](coax::scope& s) -> task<> {
+        s.spawn(accept_one, std::ref(from), std::ref(got));
+        co_await turns(3);
+        kernel.errors = {EMFILE};
+        const coax::unique_fd client = raw_client_of(from.native_handle());
+        co_await turns(yields);
+        from.close();
+        kernel.errors.clear();
+        auto next = listener::bind("127.0.0.1:0");
+        REQUIRE(next);
+        const coax::unique_fd another = raw_client_of(next->native_handle());
+        auto served = co_await coax::within(10s, next->accept());
+        CHECK(served);
+      });
+      CHECK(got);
+    });
+  }
+}
+
 TEST_CASE("accepting can be cancelled while it waits for descriptors") {
   with_failing([](listener& from, failing_accepts& kernel) -> task<> {
     kernel.always = EMFILE;

@@ -86,10 +86,14 @@ class io_loop : public loop {
     if (d->owned) begin_life(*d, false, false);  // of a stream that another thread has closed
     if (d->accepting) return -EBUSY;
     d->accepting = true;
+    ++acceptors_;
     return 0;
   }
-  /// The descriptor must not have been closed since.
-  void end_accepting(int fd) noexcept { descriptors_.known(fd)->accepting = false; }
+  /// `is_open`: the descriptor has not been closed since.
+  void end_accepting(int fd, bool is_open) noexcept {
+    --acceptors_;
+    if (is_open) descriptors_.known(fd)->accepting = false;
+  }
 
   /// A buffer to receive into; a private one when those of the reactor are all in use. Null when
   /// there is no memory.
@@ -271,6 +275,9 @@ class io_loop : public loop {
   }
 
   descriptor_table& descriptors() noexcept { return descriptors_; }
+
+  /// Tasks that accept from a listener.
+  std::size_t acceptors() const noexcept { return acceptors_; }
 
   /// The buffers of this reactor, made when first asked for. Null when there is no memory.
   detail::buffer_pool* buffers() noexcept {
@@ -457,6 +464,7 @@ class io_loop : public loop {
   std::unique_ptr<detail::buffer_pool, abandoned> buffers_;
   descriptor_table descriptors_;  // after the buffers: what was received goes back to them
   std::size_t in_flight_ = 0;
+  std::size_t acceptors_ = 0;
   std::uint64_t submitted_ = 0;
   std::uint64_t cancelled_ = 0;
   bool short_read_is_all_ = true;

@@ -25,6 +25,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace coax::inline COAX_ABI {
 
@@ -113,15 +114,23 @@ class reactor : public io_loop {
     if (!posted_.remove(node)) remove_ready(node);
   }
 
-  /// Holds a descriptor in reserve until the end of the run, so that a process which has run out of them can
-  /// still accept the connection that woke it. False when none is to be had.
+  /// Holds a descriptor in reserve for each task that accepts, until the end of the run, so that a process
+  /// which has run out of them can still take the connection that woke it. False when one is not to be had.
   bool hold_reserve() noexcept {
-    if (!reserve_fd_)
-      if (const int made = system().eventfd(); made >= 0) reserve_fd_.reset(made);
-    return static_cast<bool>(reserve_fd_);
+    while (reserve_fds_.size() < acceptors()) {
+      const int made = system().eventfd();
+      if (made < 0) return false;
+      if (!detail::caught([&] { reserve_fds_.emplace_back(made); })) continue;
+      system().close(made);
+      return false;
+    }
+    return true;
   }
+  /// One of them.
   void give_up_reserve() noexcept {
-    if (reserve_fd_) system().close(reserve_fd_.release());
+    if (reserve_fds_.empty()) return;
+    system().close(reserve_fds_.back().release());
+    reserve_fds_.pop_back();
   }
 
   /// Runs `t` until the run ends, for the reactor itself. It must not throw.
@@ -153,7 +162,7 @@ class reactor : public io_loop {
         detail::fatal(
             "a run has ended while a coroutine that is in no scope still waited for a timer or another thread");
       reactor_.keep_undelivered();
-      reactor_.give_up_reserve();
+      while (!reactor_.reserve_fds_.empty()) reactor_.give_up_reserve();
     }
 
    private:
@@ -274,7 +283,7 @@ class reactor : public io_loop {
   }
 
   unique_fd wake_fd_;
-  unique_fd reserve_fd_;
+  std::vector<unique_fd> reserve_fds_;
   clock::time_point alarm_ = clock::time_point::max();  // when the kernel's timer goes off
   timeout spin_ = clock::duration(0);
   std::string fallback_reason_;

@@ -138,7 +138,7 @@ class listener {
     sole_acceptor(const sole_acceptor&) = delete;
     sole_acceptor& operator=(const sole_acceptor&) = delete;
     ~sole_acceptor() {
-      if (begun_ && listener_is_open()) reactor::current().end_accepting(fd_);
+      if (begun_) reactor::current().end_accepting(fd_, listener_is_open());
     }
 
     /// Sees to it that it is the one. Result: 0 or -errno.
@@ -160,14 +160,6 @@ class listener {
     bool begun_ = false;
   };
 
-  /// Takes the connection that has woken this process, which is out of descriptors, with the one in reserve.
-  /// Result: its descriptor or -errno.
-  static int accept_by_reserve(reactor& here, int fd) noexcept {
-    here.give_up_reserve();
-    const int answer = here.system().accept(fd, SOCK_CLOEXEC);
-    return answer == -EAGAIN ? -EMFILE : answer;  // another was first, and there is none in reserve
-  }
-
   static task<result<stream>> accept_on(int fd, bool tcp) {
     using namespace std::chrono_literals;
     constexpr clock::duration pause_first = 5ms;
@@ -177,17 +169,26 @@ class listener {
     int passed_over = 0;
     reactor& here = reactor::current();
     sole_acceptor self(fd);
+    bool reserve_is_free = false;
     while (true) {
       int answer = self.begin();
       // A connection wakes one of the processes that wait for it. So none waits that could not take it.
-      if (answer == 0 && !here.hold_reserve()) answer = -EMFILE;
+      if (answer == 0 && !reserve_is_free && !here.hold_reserve()) answer = -EMFILE;
       if (answer == 0) {
         auto accepted = co_await operations::accept(fd, watching::shared);
         if (accepted) co_return stream(std::move(*accepted), tcp);
+        if (!self.listener_is_open()) co_return std::errc::operation_canceled;
         answer = -accepted.error().value();
-        if (answer == -EMFILE || answer == -ENFILE) answer = accept_by_reserve(here, fd);
-        if (answer >= 0) co_return stream(unique_fd(answer), tcp);
+        if (answer == -EMFILE || answer == -ENFILE) {
+          here.give_up_reserve();
+          answer = here.system().accept(fd, SOCK_CLOEXEC);
+          if (answer >= 0) co_return stream(unique_fd(answer), tcp);
+          // Nobody has connected; the kernel asks for a descriptor first. Now there is one.
+          if (answer == -EAGAIN && !std::exchange(reserve_is_free, true)) continue;
+          if (answer == -EAGAIN) answer = -EMFILE;
+        }
       }
+      reserve_is_free = false;
       const bool of_one_connection = ends_one_connection(-answer);
       if (!of_one_connection && !is_shortage(-answer)) co_return detail::error_of(answer);
       // A connection that failed is replaced by the next one at once; when that does not end,
