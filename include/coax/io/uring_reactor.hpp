@@ -191,7 +191,10 @@ class uring_reactor final : public completion_reactor {
   void completed(operation& op, int answer) noexcept {
     if (op.polling_) {
       op.polling_ = false;
-      if (answer >= 0) answer = -EINTR;  // it may be ready: ask for the thing itself
+      // A poll also ends for a half-close, as often as it is asked, while a full socket is not ready at all.
+      if (answer >= 0 && (answer & op.waits_for()) == 0) op.pausing_ = true;
+      if (answer >= 0 || answer == -ETIME)
+        answer = -EINTR;  // it may be ready: ask for the thing itself
     } else if (answer == -EAGAIN) {
       op.polling_ = !op.stop_requested_;
       answer = -EINTR;
@@ -255,10 +258,12 @@ class uring_reactor final : public completion_reactor {
   void put_into_kernel(operation& op) noexcept override {
     io_uring_sqe* sqe = free_entry();
     if (sqe == nullptr) return backlog_.push(op);
-    if (op.polling_)
-      io_uring_prep_poll_add(sqe, op.fd(), static_cast<std::uint16_t>(op.waits_for()));
-    else
+    if (!op.polling_)
       op.prepare(*sqe);
+    else if (op.pausing_)
+      io_uring_prep_timeout(sqe, &pause_, 0, 0);
+    else
+      io_uring_prep_poll_add(sqe, op.fd(), static_cast<std::uint16_t>(op.waits_for()));
     io_uring_sqe_set_data(sqe, &op);
   }
 
@@ -304,7 +309,8 @@ class uring_reactor final : public completion_reactor {
 
   io_uring ring_{};
   bool is_set_up_ = false;
-  __kernel_timespec alarm_time_{};  // which the kernel reads as it takes the submission
+  __kernel_timespec alarm_time_{};  // which the kernel reads as it takes the submission, like this:
+  __kernel_timespec pause_{0, 10'000'000};  // 10 ms, of an operation
   detail::provided_buffers provided_;
   bool cannot_provide_ = false;
   unsigned completions_ = 0;          // in this turn
