@@ -3,6 +3,7 @@
 #include <coax/task/when_all.hpp>
 #include <coax/task/within.hpp>
 
+#include "../task/death.hpp"
 #include "pairs.hpp"
 
 #include <sys/socket.h>
@@ -255,4 +256,56 @@ TEST_CASE("a child of a fork that ends leaves the connections of its parent alon
     });
     kept.reset();
   });
+}
+
+#ifndef NDEBUG
+TEST_CASE(
+    "in a debug build, a stream that is used on another thread than its reactor's ends the program") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    const ending child = ending_of([b] {
+      run_once(b, [b]() -> task<> {
+        raw_pair both = raw_connected(transport::tcp);
+        stream ours = adopted(std::move(both.near));
+        std::thread([&] {
+          run_once(b, [&]() -> task<> { static_cast<void>(co_await ours.write("x")); });
+        }).join();
+        co_return;
+      });
+    });
+    CHECK(child.aborted_saying("a stream was read or written on another thread"));
+  }
+}
+#endif
+
+TEST_CASE(
+    "a stream may go to another reactor's thread once its run has ended, or its number when it was closed") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    const auto elsewhere = [b](auto body) { std::thread([&] { run_once(b, body); }).join(); };
+    std::optional<stream> ours;
+    raw_pair both = raw_connected(transport::tcp);
+    const auto reactor = reactor_of(b);  // lives on
+    coax::detail::run_on(*reactor, [&]() -> task<> {
+      ours.emplace(adopted(std::move(both.near)));
+      auto sent = co_await ours->write("x");
+      CHECK(sent);
+    });
+    elsewhere([&]() -> task<> {
+      auto sent = co_await ours->write("x");
+      CHECK(sent);
+    });
+    coax::detail::run_on(*reactor, [&]() -> task<> {
+      const int number = ours->native_handle();
+      ours.reset();
+      raw_pair next = raw_connected(transport::tcp);
+      REQUIRE(::dup2(next.near.get(), number) == number);
+      elsewhere([number]() -> task<> {
+        stream later = adopted(coax::unique_fd(number));
+        auto sent = co_await later.write("x");
+        CHECK(sent);
+      });
+      co_return;
+    });
+  }
 }

@@ -3,6 +3,7 @@
 #include <coax/config.hpp>
 #include <coax/io/buffer_pool.hpp>
 #include <coax/io/descriptors.hpp>
+#include <coax/io/homes.hpp>
 #include <coax/io/inbox.hpp>
 #include <coax/io/operation.hpp>
 #include <coax/io/owner.hpp>
@@ -108,7 +109,9 @@ class io_loop : public loop {
   /// Takes over the descriptor of a new stream.
   void own(int fd, bool tcp) {
     descriptor* d = descriptors_.find(fd);
-    if (d != nullptr) begin_life(*d, true, tcp);
+    if (d == nullptr) return;
+    begin_life(*d, true, tcp);
+    if (home_ != 0) detail::homes::moves_in(fd, home_);
   }
 
   /// Ends what is pending on the stream `fd` as `close` does, but leaves it open, for whoever alone has it
@@ -168,7 +171,8 @@ class io_loop : public loop {
       : loop(start),
         // One on the kernel has calls of its own, which it counts.
         calls_(&calls == &syscalls::kernel() ? own_calls_ : calls),
-        descriptors_(calls_) {}
+        descriptors_(calls_),
+        home_(&calls_ == &own_calls_ ? detail::homes::number_of_next() : 0) {}
   ~io_loop() = default;
 
   // --- the seam: what a backend does ---
@@ -299,7 +303,9 @@ class io_loop : public loop {
 
   void keep_undelivered() noexcept {
     descriptors_.for_each([this](descriptor& d) {
-      if (!d.owned || (d.received.empty() && !d.read_cut && !d.write_cut && d.lost == 0)) return;
+      if (!d.owned) return;
+      if (home_ != 0) detail::homes::moves_out(d.fd, home_);
+      if (d.received.empty() && !d.read_cut && !d.write_cut && d.lost == 0) return;
       if (calls_.is_open(d.fd) < 0) return d.received.clear();  // another thread has closed it
       detail::undelivered::keep(d.fd, {std::move(d.received), d.read_cut, d.write_cut, d.lost});
     });
@@ -372,7 +378,7 @@ class io_loop : public loop {
     if (d == nullptr || d->closing) return op.result_ = -EBADF, true;
     if (side_taken(*d, op)) return op.result_ = -EBUSY, true;
     if (op.watched_as() != watching::stream) return false;
-    if (!d->owned) take_over(*d);  // it was made on a reactor that is gone
+    if (!d->owned) take_over(*d);  // it was made in another run
     if ((is_reader(op) && d->read_cut) || (is_writer(op) && d->write_cut))
       return op.result_ = operation::cut_before, true;
     return is_reader(op) && !d->received.empty() && op.take_received(d->received);
@@ -413,7 +419,11 @@ class io_loop : public loop {
     calls_.close(fd);
   }
 
-  static void take_over(descriptor& d) noexcept {
+  void take_over(descriptor& d) noexcept {
+    if (home_ != 0) {
+      detail::homes::check(d.fd, home_);
+      detail::homes::moves_in(d.fd, home_);
+    }
     if (d.idle()) {
       d.renew(true, false);
     } else {
@@ -468,6 +478,7 @@ class io_loop : public loop {
   std::uint64_t submitted_ = 0;
   std::uint64_t cancelled_ = 0;
   bool short_read_is_all_ = true;
+  std::uint32_t home_;  // of the streams made here; 0 where they are not the kernel's
   detail::owner owner_;
 };
 

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/owner.hpp>
+#include <coax/task/fatal.hpp>
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace coax::inline COAX_ABI::detail {
+
+/// In debug builds: the reactor on which each stream lives while that one runs. Ends the program with a
+/// message when a stream is read or written on another.
+///
+/// Thread    any.
+class homes {
+#ifndef NDEBUG
+ public:
+  /// A number for a reactor, which no other has.
+  static std::uint32_t number_of_next() noexcept { return ++numbered_; }
+
+  static void moves_in(int fd, std::uint32_t reactor) noexcept {
+    if (is_watched(fd)) home_of(fd) = in_this_process(reactor);
+  }
+  /// The run of its reactor ends, unless its number is another's by now.
+  static void moves_out(int fd, std::uint32_t reactor) noexcept {
+    std::uint64_t home = in_this_process(reactor);
+    if (is_watched(fd)) home_of(fd).compare_exchange_strong(home, 0);
+  }
+
+  static void check(int fd, std::uint32_t reactor) noexcept {
+    if (!is_watched(fd)) return;
+    const std::uint64_t home = home_of(fd);
+    const bool is_of_this_process = home >> 32 == forks_so_far();
+    if (home != 0 && is_of_this_process && home != in_this_process(reactor))
+      fatal(
+          "a stream was read or written on another thread than that of its reactor: what was made on a reactor "
+          "belongs to its thread, only an open listener may be shared");
+  }
+
+ private:
+  static constexpr std::size_t fds_max = std::size_t{1} << 20;  // beyond, nothing is noticed
+
+  static std::uint64_t in_this_process(std::uint32_t reactor) noexcept {
+    return std::uint64_t{forks_so_far()} << 32 | reactor;
+  }
+  static bool is_watched(int fd) noexcept {
+    return fd >= 0 && static_cast<std::size_t>(fd) < fds_max;
+  }
+  static std::atomic<std::uint64_t>& home_of(int fd) noexcept {
+    return homes_[static_cast<std::size_t>(fd)];
+  }
+
+  // Untouched pages take no memory.
+  static inline constinit std::array<std::atomic<std::uint64_t>, fds_max> homes_{};
+  static inline constinit std::atomic<std::uint32_t> numbered_{0};
+#else
+ public:
+  static std::uint32_t number_of_next() noexcept { return 0; }
+  static void moves_in(int, std::uint32_t) noexcept {}
+  static void moves_out(int, std::uint32_t) noexcept {}
+  static void check(int, std::uint32_t) noexcept {}
+#endif
+};
+
+}  // namespace coax::inline COAX_ABI::detail
