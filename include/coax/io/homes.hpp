@@ -4,7 +4,6 @@
 #include <coax/io/owner.hpp>
 #include <coax/task/fatal.hpp>
 
-#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -49,12 +48,11 @@ class homes {
   static bool is_watched(int fd) noexcept {
     return fd >= 0 && static_cast<std::size_t>(fd) < fds_max;
   }
-  static std::atomic<std::uint64_t>& home_of(int fd) noexcept {
-    return homes_[static_cast<std::size_t>(fd)];
+  static std::atomic_ref<std::uint64_t> home_of(int fd) noexcept {
+    return std::atomic_ref(homes_[static_cast<std::size_t>(fd)]);
   }
 
-  // Untouched pages take no memory.
-  static inline constinit std::array<std::atomic<std::uint64_t>, fds_max> homes_{};
+  static inline std::uint64_t homes_[fds_max];  // untouched pages take no memory
   static inline constinit std::atomic<std::uint32_t> numbered_{0};
 #else
  public:
