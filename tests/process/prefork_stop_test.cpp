@@ -1,6 +1,9 @@
 #include "../io/each_backend.hpp"
 #include "serve.hpp"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -360,6 +363,32 @@ TEST_CASE("a parent that is killed at any time leaves no process behind") {
       };
       CHECK(comes_true(gone));
     }
+  }
+  ::prctl(PR_SET_CHILD_SUBREAPER, 0);
+}
+
+TEST_CASE("a process whose parent was killed before it could ask to be told does not begin") {
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    const auto begins = [in = told.in()]() -> task<> {
+      reports::tell(in, 'b');
+      co_return;
+    };
+    supervisor parent(b, [&] {
+      ::pthread_atfork(nullptr, nullptr, [] {
+        const pid_t parent_here = ::getppid();
+        ::kill(parent_here, SIGKILL);
+        while (::getppid() == parent_here) ::sched_yield();
+      });
+      return coax::prefork(processes(1), begins);
+    });
+    CHECK(parent.end().signal == SIGKILL);
+    int how = 0;
+    CHECK(comes_true([&] { return ::waitpid(-1, &how, WNOHANG) > 0; }));
+    CHECK((WIFEXITED(how) && WEXITSTATUS(how) == 1));
+    CHECK(told.all('b').empty());
   }
   ::prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
