@@ -3,6 +3,7 @@
 #include <coax/config.hpp>
 #include <coax/io/buffer_pool.hpp>
 #include <coax/io/descriptors.hpp>
+#include <coax/io/fd_reserve.hpp>
 #include <coax/io/homes.hpp>
 #include <coax/io/inbox.hpp>
 #include <coax/io/operation.hpp>
@@ -96,6 +97,10 @@ class io_loop : public loop {
     if (is_open) descriptors_.known(fd)->accepting = false;
   }
 
+  /// Holds a descriptor for each task that accepts, until the end of the run. False when one is not to be had.
+  bool hold_reserve() noexcept { return reserve_.hold(acceptors_); }
+  detail::fd_reserve& reserve() noexcept { return reserve_; }
+
   /// A buffer to receive into; a private one when those of the reactor are all in use. Null when
   /// there is no memory.
   detail::buffer* take_buffer() noexcept {
@@ -172,6 +177,7 @@ class io_loop : public loop {
         // One on the kernel has calls of its own, which it counts.
         calls_(&calls == &syscalls::kernel() ? own_calls_ : calls),
         descriptors_(calls_),
+        reserve_(calls_),
         home_(&calls_ == &own_calls_ ? detail::homes::number_of_next() : 0) {}
   ~io_loop() = default;
 
@@ -279,9 +285,6 @@ class io_loop : public loop {
   }
 
   descriptor_table& descriptors() noexcept { return descriptors_; }
-
-  /// Tasks that accept from a listener.
-  std::size_t acceptors() const noexcept { return acceptors_; }
 
   /// The buffers of this reactor, made when first asked for. Null when there is no memory.
   detail::buffer_pool* buffers() noexcept {
@@ -475,6 +478,7 @@ class io_loop : public loop {
   descriptor_table descriptors_;  // after the buffers: what was received goes back to them
   std::size_t in_flight_ = 0;
   std::size_t acceptors_ = 0;
+  detail::fd_reserve reserve_;
   std::uint64_t submitted_ = 0;
   std::uint64_t cancelled_ = 0;
   bool short_read_is_all_ = true;

@@ -25,7 +25,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 namespace coax::inline COAX_ABI {
 
@@ -114,25 +113,6 @@ class reactor : public io_loop {
     if (!posted_.remove(node)) remove_ready(node);
   }
 
-  /// Holds a descriptor in reserve for each task that accepts, until the end of the run, so that a process
-  /// which has run out of them can still take the connection that woke it. False when one is not to be had.
-  bool hold_reserve() noexcept {
-    while (reserve_fds_.size() < acceptors()) {
-      const int made = system().eventfd();
-      if (made < 0) return false;
-      if (!detail::caught([&] { reserve_fds_.emplace_back(made); })) continue;
-      system().close(made);
-      return false;
-    }
-    return true;
-  }
-  /// One of them.
-  void give_up_reserve() noexcept {
-    if (reserve_fds_.empty()) return;
-    system().close(reserve_fds_.back().release());
-    reserve_fds_.pop_back();
-  }
-
   /// Runs `t` until the run ends, for the reactor itself. It must not throw.
   void serve(task<> t) { services_.spawn(std::move(t)); }
 
@@ -162,7 +142,7 @@ class reactor : public io_loop {
         detail::fatal(
             "a run has ended while a coroutine that is in no scope still waited for a timer or another thread");
       reactor_.keep_undelivered();
-      while (!reactor_.reserve_fds_.empty()) reactor_.give_up_reserve();
+      reactor_.reserve().give_up();
     }
 
    private:
@@ -283,7 +263,6 @@ class reactor : public io_loop {
   }
 
   unique_fd wake_fd_;
-  std::vector<unique_fd> reserve_fds_;
   clock::time_point alarm_ = clock::time_point::max();  // when the kernel's timer goes off
   timeout spin_ = clock::duration(0);
   std::string fallback_reason_;

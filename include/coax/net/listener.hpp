@@ -167,35 +167,24 @@ class listener {
     constexpr int passed_over_max = 16;
     clock::duration pause = pause_first;
     int passed_over = 0;
-    reactor& here = reactor::current();
     sole_acceptor self(fd);
-    bool reserve_is_free = false;
     while (true) {
       int answer = self.begin();
       // A connection wakes one of the processes that wait for it. So none waits that could not take it.
-      if (answer == 0 && !reserve_is_free && !here.hold_reserve()) answer = -EMFILE;
+      if (answer == 0 && !reactor::current().hold_reserve()) answer = -EMFILE;
       if (answer == 0) {
         auto accepted = co_await operations::accept(fd, watching::shared);
         if (accepted) co_return stream(std::move(*accepted), tcp);
-        if (!self.listener_is_open()) co_return std::errc::operation_canceled;
         answer = -accepted.error().value();
-        if (answer == -EMFILE || answer == -ENFILE) {
-          here.give_up_reserve();
-          answer = here.system().accept(fd, SOCK_CLOEXEC);
-          if (answer >= 0) co_return stream(unique_fd(answer), tcp);
-          // Nobody has connected; the kernel asks for a descriptor first. Now there is one.
-          if (answer == -EAGAIN && !std::exchange(reserve_is_free, true)) continue;
-          if (answer == -EAGAIN) answer = -EMFILE;
-        }
       }
-      reserve_is_free = false;
       const bool of_one_connection = ends_one_connection(-answer);
       if (!of_one_connection && !is_shortage(-answer)) co_return detail::error_of(answer);
       // A connection that failed is replaced by the next one at once; when that does not end,
       // something else is wrong, and trying on would burn a core.
-      if (of_one_connection && ++passed_over < passed_over_max) continue;
-      co_await sleep_for(pause);
-      pause = std::min(pause * 2, pause_max);
+      if (!of_one_connection || ++passed_over >= passed_over_max) {
+        co_await sleep_for(pause);
+        pause = std::min(pause * 2, pause_max);
+      }
       if (!self.listener_is_open()) co_return std::errc::operation_canceled;  // closed meanwhile
     }
   }

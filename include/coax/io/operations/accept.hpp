@@ -1,11 +1,15 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/io/io_loop.hpp>
 #include <coax/io/operation.hpp>
+#include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 
+#include <poll.h>
 #include <sys/socket.h>
 
+#include <cerrno>
 #include <utility>
 
 namespace coax::inline COAX_ABI::operations {
@@ -14,7 +18,8 @@ namespace coax::inline COAX_ABI::operations {
 /// connection that was accepted although nobody waits any more is closed.
 ///
 /// Result    the new descriptor.
-/// Errors    as accept(2), all of them: riding some out is for the listener.
+/// Errors    as accept(2), all of them: riding some out is for the listener. With watching::shared, out of
+///           descriptors only when the reactor has none in reserve either.
 /// See       accept4(2), io_uring_prep_accept(3).
 class accept final : public basic_operation<accept, unique_fd> {
  public:
@@ -46,6 +51,12 @@ class accept final : public basic_operation<accept, unique_fd> {
     return watched_as() == watching::shared ? first_try::always : first_try::never;
   }
   bool take(int answer) noexcept override {
+    const bool is_short = answer == -EMFILE || answer == -ENFILE;
+    if (is_short && watched_as() == watching::shared) {
+      answer = accept_by_reserve(fd());
+      // Nobody has connected: the kernel asks for a descriptor first. Now there is one.
+      if (answer == -EAGAIN) return false;
+    }
     result_ = answer;
     if (answer >= 0) accepted_.reset(answer);
     return true;
@@ -57,6 +68,12 @@ class accept final : public basic_operation<accept, unique_fd> {
   result<unique_fd> value(int) noexcept { return std::move(accepted_); }
 
  private:
+  static int accept_by_reserve(int fd) noexcept {
+    io_loop& here = io_loop::current();
+    here.reserve().give_up_one();
+    return here.system().accept(fd, SOCK_CLOEXEC);
+  }
+
   unique_fd accepted_;
 };
 

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <coax/config.hpp>
+#include <coax/io/syscalls.hpp>
+#include <coax/io/unique_fd.hpp>
+#include <coax/task/exceptions.hpp>
+
+#include <cstddef>
+#include <vector>
+
+namespace coax::inline COAX_ABI::detail {
+
+/// Descriptors that are good for nothing but to be closed, so that a process which has run out of them can
+/// still take the connection that woke it.
+class fd_reserve {
+ public:
+  explicit fd_reserve(syscalls& calls) noexcept : calls_(calls) {}
+  fd_reserve(const fd_reserve&) = delete;
+  fd_reserve& operator=(const fd_reserve&) = delete;
+  ~fd_reserve() { give_up(); }
+
+  /// Sees to it that there are `count`. False when one is not to be had.
+  bool hold(std::size_t count) noexcept {
+    while (held_.size() < count) {
+      const int made = calls_.eventfd();
+      if (made < 0) return false;
+      if (!caught([&] { held_.emplace_back(made); })) continue;
+      calls_.close(made);
+      return false;
+    }
+    return true;
+  }
+
+  void give_up_one() noexcept {
+    if (held_.empty()) return;
+    calls_.close(held_.back().release());
+    held_.pop_back();
+  }
+  void give_up() noexcept {
+    while (!held_.empty()) give_up_one();
+  }
+
+ private:
+  syscalls& calls_;
+  std::vector<unique_fd> held_;
+};
+
+}  // namespace coax::inline COAX_ABI::detail
