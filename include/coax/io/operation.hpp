@@ -115,6 +115,7 @@ class operation : public waiter {
   }
   static constexpr int cut_before = -100'000;
   static constexpr std::size_t bytes_max = 1U << 30;  // the answer of one call is an int
+  static constexpr auto at_file_offset = ~0ULL;       // as the ring takes it
 
   // In the order that leaves no gap but one at the end, for what is derived: each connection that waits
   // holds an operation.

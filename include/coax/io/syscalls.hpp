@@ -134,12 +134,17 @@ class syscalls {
     if (flags < 0) return flags;
     return (flags & O_ACCMODE) == how || (flags & O_ACCMODE) == O_RDWR ? 0 : -EBADF;
   }
-  /// Whether `fd` can ever be read (O_RDONLY) or written (O_WRONLY), as `how` says: 0, or the error of
-  /// trying.
-  int usable_for(int fd, int how) noexcept {
-    const int opened = opened_for(fd, how);
-    if (opened < 0 || listens(fd) < 0) return opened;
-    return how == O_RDONLY ? -ENOTCONN : -EPIPE;
+  /// Whether one can read from `fd` (POLLIN) or write to it (POLLOUT) without waiting, whatever mode it is in:
+  /// 0, -EAGAIN, or the error of trying.
+  int ready_for(int fd, short event) noexcept {
+    pollfd asked{fd, event, 0};
+    const int count = poll(&asked, 1);
+    if (count != 0) return count < 0 ? count : 0;
+    // Never ready for what it was not made for: that is an error, and nothing to wait for.
+    const bool reads = event == POLLIN;
+    if (const int opened = opened_for(fd, reads ? O_RDONLY : O_WRONLY); opened < 0) return opened;
+    if (listens(fd) < 0) return -EAGAIN;
+    return reads ? -ENOTCONN : -EPIPE;
   }
   /// Whether `fd` is a socket that listens: 0 or -errno, as accept(2).
   int listens(int fd) noexcept {

@@ -2,11 +2,12 @@
 
 #include <coax/config.hpp>
 #include <coax/io/operation.hpp>
+#include <coax/io/syscalls.hpp>
+#include <coax/task/result.hpp>
 
-#include <fcntl.h>
+#include <poll.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstddef>
 #include <span>
 
@@ -36,15 +37,8 @@ class read final : public basic_operation<read, std::size_t> {
 #endif
   }
   int perform(syscalls& calls) noexcept override {
-    pollfd ready{fd(), POLLIN, 0};
-    const int count = calls.poll(&ready, 1);
-    if (count < 0) return count;
-    if (count == 0) {
-      // Never ready for what it was not made for: that is an error, and nothing to wait for.
-      const int refused = calls.usable_for(fd(), O_RDONLY);
-      return refused < 0 ? refused : -EAGAIN;
-    }
-    return calls.read(fd(), into_.data(), into_.size());
+    const int ready = calls.ready_for(fd(), POLLIN);
+    return ready < 0 ? ready : calls.read(fd(), into_.data(), into_.size());
   }
 
   result<std::size_t> value(int answer) const noexcept {
@@ -53,8 +47,6 @@ class read final : public basic_operation<read, std::size_t> {
   }
 
  private:
-  static constexpr auto at_file_offset = ~0ULL;
-
   std::span<std::byte> into_;
 };
 

@@ -2,11 +2,12 @@
 
 #include <coax/config.hpp>
 #include <coax/io/operation.hpp>
+#include <coax/io/syscalls.hpp>
+#include <coax/task/result.hpp>
 
-#include <fcntl.h>
+#include <poll.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstddef>
 #include <span>
 
@@ -35,15 +36,8 @@ class write final : public basic_operation<write, std::size_t> {
 #endif
   }
   int perform(syscalls& calls) noexcept override {
-    pollfd ready{fd(), POLLOUT, 0};
-    const int count = calls.poll(&ready, 1);
-    if (count < 0) return count;
-    if (count == 0) {
-      // Never ready for what it was not made for: that is an error, and nothing to wait for.
-      const int refused = calls.usable_for(fd(), O_WRONLY);
-      return refused < 0 ? refused : -EAGAIN;
-    }
-    return calls.write(fd(), rest().data(), rest().size());
+    const int ready = calls.ready_for(fd(), POLLOUT);
+    return ready < 0 ? ready : calls.write(fd(), rest().data(), rest().size());
   }
   bool take(int answer) noexcept override {
     result_ = answer;
@@ -57,7 +51,6 @@ class write final : public basic_operation<write, std::size_t> {
   std::span<const std::byte> rest() const noexcept {
     return from_.subspan(written_, std::min(from_.size() - written_, bytes_max));
   }
-  static constexpr auto at_file_offset = ~0ULL;
 
   std::span<const std::byte> from_;
   std::size_t written_ = 0;
