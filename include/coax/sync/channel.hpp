@@ -1,10 +1,11 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/sync/queued_wait.hpp>
 #include <coax/sync/wait_queue.hpp>
 #include <coax/task/closure.hpp>
+#include <coax/task/exceptions.hpp>
 #include <coax/task/fatal.hpp>
-#include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
 
 #include <cstddef>
@@ -77,13 +78,13 @@ class channel {
   }
 
  private:
-  class [[nodiscard]] send_awaiter final : public waiter,
-                                           public detail::wait_queue<send_awaiter>::place {
+  class [[nodiscard]] send_awaiter final : public detail::queued_wait<send_awaiter> {
    public:
     send_awaiter(channel& c, T&& value) noexcept : channel_(c), value_(std::move(value)) {}
 
     bool await_resume() const noexcept { return sent_; }
     waiting_for describe() const noexcept override { return {"room in a channel"}; }
+    auto& line() noexcept { return channel_.senders_; }
 
    private:
     friend class channel;
@@ -91,18 +92,9 @@ class channel {
       if (!channel_.closed_) sent_ = channel_.put(value_);
       return sent_ || channel_.closed_;
     }
-    bool start() noexcept override {
-      if (ready_now()) return true;
-      channel_.senders_.push(*this);
-      return false;
-    }
-    void stop() noexcept override {
-      channel_.senders_.remove(*this);
-      stopped();
-    }
     T&& take() noexcept {
       sent_ = true;
-      complete();
+      this->complete();
       return std::move(value_);
     }
 
@@ -111,29 +103,20 @@ class channel {
     bool sent_ = false;
   };
 
-  class [[nodiscard]] receive_awaiter final : public waiter,
-                                              public detail::wait_queue<receive_awaiter>::place {
+  class [[nodiscard]] receive_awaiter final : public detail::queued_wait<receive_awaiter> {
    public:
     explicit receive_awaiter(channel& c) noexcept : channel_(c) {}
 
     std::optional<T> await_resume() noexcept { return std::move(value_); }
     waiting_for describe() const noexcept override { return {"a value from a channel"}; }
+    auto& line() noexcept { return channel_.receivers_; }
 
    private:
     friend class channel;
     bool ready_now() noexcept override { return channel_.take(value_) || channel_.closed_; }
-    bool start() noexcept override {
-      if (ready_now()) return true;
-      channel_.receivers_.push(*this);
-      return false;
-    }
-    void stop() noexcept override {
-      channel_.receivers_.remove(*this);
-      stopped();
-    }
     void give(T& value) noexcept {
       value_.emplace(std::move(value));
-      complete();
+      this->complete();
     }
 
     channel& channel_;

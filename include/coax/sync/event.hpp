@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/sync/queued_wait.hpp>
 #include <coax/sync/wait_queue.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/root.hpp>
@@ -32,25 +33,16 @@ class event {
   [[nodiscard]] wait_awaiter wait() noexcept;
 
  private:
-  class [[nodiscard]] wait_awaiter final : public waiter,
-                                           public detail::wait_queue<wait_awaiter>::place {
+  class [[nodiscard]] wait_awaiter final : public detail::queued_wait<wait_awaiter> {
    public:
     explicit wait_awaiter(event& e) noexcept : event_(e) {}
     void await_resume() const noexcept {}
     waiting_for describe() const noexcept override { return {"an event"}; }
+    auto& line() noexcept { return event_.waiting_; }
 
    private:
     friend class event;
     bool ready_now() noexcept override { return event_.set_; }
-    bool start() noexcept override {
-      if (ready_now()) return true;
-      event_.waiting_.push(*this);
-      return false;
-    }
-    void stop() noexcept override {
-      event_.waiting_.remove(*this);
-      stopped();
-    }
 
     event& event_;
   };

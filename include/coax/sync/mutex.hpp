@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/sync/queued_wait.hpp>
 #include <coax/sync/wait_queue.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/root.hpp>
@@ -95,23 +96,15 @@ class mutex {
   detail::wait_queue<claim> claims_;
 };
 
-class [[nodiscard]] mutex::lock_awaiter final : public waiter, private claim {
+class [[nodiscard]] mutex::lock_awaiter final : public detail::queued_wait<lock_awaiter, claim> {
  public:
   explicit lock_awaiter(mutex& m) noexcept : mutex_(m) {}
   guard await_resume() noexcept { return guard(mutex_); }
   waiting_for describe() const noexcept override { return {"a mutex"}; }
+  auto& line() noexcept { return mutex_.claims_; }
 
  private:
   bool ready_now() noexcept override { return mutex_.try_lock(); }
-  bool start() noexcept override {
-    if (ready_now()) return true;
-    mutex_.claims_.push(*this);
-    return false;
-  }
-  void stop() noexcept override {
-    mutex_.claims_.remove(*this);
-    stopped();
-  }
   void granted() noexcept override { complete(); }
 
   mutex& mutex_;

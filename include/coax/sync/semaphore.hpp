@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/sync/queued_wait.hpp>
 #include <coax/sync/wait_queue.hpp>
 #include <coax/task/exceptions.hpp>
 #include <coax/task/fatal.hpp>
@@ -76,26 +77,16 @@ class semaphore {
   detail::wait_queue<acquire_awaiter> waiting_;
 };
 
-class [[nodiscard]] semaphore::acquire_awaiter final
-    : public waiter,
-      public detail::wait_queue<acquire_awaiter>::place {
+class [[nodiscard]] semaphore::acquire_awaiter final : public detail::queued_wait<acquire_awaiter> {
  public:
   explicit acquire_awaiter(semaphore& s) noexcept : semaphore_(s) {}
   permit await_resume() noexcept { return permit(semaphore_); }
   waiting_for describe() const noexcept override { return {"a semaphore"}; }
+  auto& line() noexcept { return semaphore_.waiting_; }
 
  private:
   friend class semaphore;
   bool ready_now() noexcept override { return semaphore_.try_acquire(); }
-  bool start() noexcept override {
-    if (ready_now()) return true;
-    semaphore_.waiting_.push(*this);
-    return false;
-  }
-  void stop() noexcept override {
-    semaphore_.waiting_.remove(*this);
-    stopped();
-  }
 
   semaphore& semaphore_;
 };

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/sync/queued_wait.hpp>
 #include <coax/sync/wait_queue.hpp>
 #include <coax/task/boxed.hpp>
 #include <coax/task/fatal.hpp>
@@ -133,8 +134,7 @@ class worker_stack {
     std::optional<T> item_;
   };
 
-  class [[nodiscard]] reserve_awaiter final : public waiter,
-                                              public detail::wait_queue<reserve_awaiter>::place {
+  class [[nodiscard]] reserve_awaiter final : public detail::queued_wait<reserve_awaiter> {
    public:
     explicit reserve_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
     reserve_awaiter(const reserve_awaiter&) = default;
@@ -144,6 +144,7 @@ class worker_stack {
     }
 
     waiting_for describe() const noexcept override { return {"an idle worker"}; }
+    auto& line() noexcept { return stack_.reservers_; }
     std::optional<reservation> await_resume() noexcept {
       if (!std::exchange(granted_, false)) return std::nullopt;
       return reservation(stack_);
@@ -158,21 +159,12 @@ class worker_stack {
       granted_ = true;
       return true;
     }
-    bool start() noexcept override {
-      if (ready_now()) return true;
-      stack_.reservers_.push(*this);
-      return false;
-    }
-    void stop() noexcept override {
-      stack_.reservers_.remove(*this);
-      stopped();
-    }
     void grant() noexcept {
       ++stack_.permits_;
       granted_ = true;
-      complete();
+      this->complete();
     }
-    void refuse() noexcept { complete(); }
+    void refuse() noexcept { this->complete(); }
 
     worker_stack& stack_;
     bool granted_ = false;
