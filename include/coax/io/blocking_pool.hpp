@@ -81,17 +81,17 @@ class blocking_pool {
   /// Errors    as pthread_create(3), when there is no thread to do it.
   std::error_code submit(blocking_job& job) noexcept {
     const std::lock_guard lock(mutex_);
-    if (accepted_count_ == accepted_max) {
+    if (accepted_.size() == accepted_max) {
       job.state_ = blocking_job::state::in_line;
       line_.push(job);
       return {};
     }
     accept(job);
-    if (accepted_count_ > idle_ && threads_ < threads_max) {
+    if (accepted_.size() > idle_ && threads_ < threads_max) {
       if (const int failed = start_thread(); failed == 0)
         ++threads_;
       else if (threads_ == 0)
-        return --accepted_count_, accepted_.remove(job), error_of(-failed);
+        return accepted_.remove(job), error_of(-failed);
     }
     something_to_do_.notify_one();
     return {};
@@ -114,7 +114,6 @@ class blocking_pool {
   void accept(blocking_job& job) noexcept {
     job.state_ = blocking_job::state::accepted;
     accepted_.push(job);
-    ++accepted_count_;
   }
 
   /// The life of a thread.
@@ -125,7 +124,6 @@ class blocking_pool {
       while (accepted_.empty()) something_to_do_.wait(lock);
       --idle_;
       blocking_job& job = *accepted_.pop();
-      --accepted_count_;
       if (blocking_job* const next = line_.pop()) accept(*next);
       lock.unlock();
       job.perform();
@@ -169,7 +167,6 @@ class blocking_pool {
   std::condition_variable something_to_do_;
   wait_queue<blocking_job> accepted_;
   wait_queue<blocking_job> line_;
-  std::size_t accepted_count_ = 0;
   std::size_t threads_ = 0;
   std::size_t idle_ = 0;
 };

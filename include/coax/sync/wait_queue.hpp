@@ -2,10 +2,12 @@
 
 #include <coax/config.hpp>
 
+#include <cstddef>
+
 namespace coax::inline COAX_ABI::detail {
 
-/// Those who wait for one thing: first come, first served. Allocates nothing, since each brings its
-/// place along.
+/// Those who wait for one thing, in the order they came: the first is served, or the last. Allocates
+/// nothing, since each brings its place along.
 template <class Wait>
 class wait_queue {
  public:
@@ -28,12 +30,14 @@ class wait_queue {
   wait_queue& operator=(const wait_queue&) = delete;
 
   bool empty() const noexcept { return first_ == nullptr; }
+  std::size_t size() const noexcept { return size_; }
 
   void push(Wait& last) noexcept {
     of(last).previous_ = last_;
     of(last).next_ = nullptr;
     (last_ == nullptr ? first_ : of(*last_).next_) = &last;
     last_ = &last;
+    ++size_;
   }
 
   /// Null when nobody waits.
@@ -42,12 +46,19 @@ class wait_queue {
     if (first != nullptr) remove(*first);
     return first;
   }
+  /// The same of the one who came last.
+  Wait* pop_last() noexcept {
+    Wait* const last = last_;
+    if (last != nullptr) remove(*last);
+    return last;
+  }
 
   /// Takes out one that stands in the queue, wherever.
   void remove(Wait& gone) noexcept {
     place& its = of(gone);
     (its.previous_ == nullptr ? first_ : of(*its.previous_).next_) = its.next_;
     (its.next_ == nullptr ? last_ : of(*its.next_).previous_) = its.previous_;
+    --size_;
   }
 
  private:
@@ -55,6 +66,7 @@ class wait_queue {
 
   Wait* first_ = nullptr;
   Wait* last_ = nullptr;
+  std::size_t size_ = 0;
 };
 
 }  // namespace coax::inline COAX_ABI::detail

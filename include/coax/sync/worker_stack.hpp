@@ -73,7 +73,7 @@ class worker_stack {
   worker_stack(const worker_stack&) = delete;
   worker_stack& operator=(const worker_stack&) = delete;
   ~worker_stack() {
-    if (top_ != nullptr || !reservers_.empty() || permits_ != 0)
+    if (!parked_.empty() || !reservers_.empty() || permits_ != 0)
       detail::fatal(
           "a worker_stack was destroyed while it was in use: it must outlive its workers and reservations");
   }
@@ -97,16 +97,17 @@ class worker_stack {
   /// back. Idempotent.
   void close() noexcept {
     closed_ = true;
-    while (reserve_awaiter* r = reservers_.pop()) r->refuse();
+    while (reserve_awaiter* r = reservers_.pop()) r->complete();
     release_spare_workers();
   }
 
   /// Workers that are parked.
-  std::size_t size() const noexcept { return idle_; }
-  bool empty() const noexcept { return idle_ == 0; }
+  std::size_t size() const noexcept { return parked_.size(); }
+  bool empty() const noexcept { return parked_.empty(); }
 
  private:
-  class [[nodiscard]] park_awaiter final : public waiter {
+  class [[nodiscard]] park_awaiter final : public waiter,
+                                           public detail::wait_queue<park_awaiter>::place {
    public:
     explicit park_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
 
@@ -120,17 +121,16 @@ class worker_stack {
     }
     bool start() noexcept override {
       if (ready_now()) return true;
-      stack_.push(*this);
+      stack_.parked_.push(*this);
+      stack_.grant_what_is_free();
       return false;
     }
     void stop() noexcept override {
-      stack_.unlink(*this);
+      stack_.parked_.remove(*this);
       stopped();
     }
 
     worker_stack& stack_;
-    park_awaiter* below_ = nullptr;
-    park_awaiter* above_ = nullptr;
     std::optional<T> item_;
   };
 
@@ -154,7 +154,7 @@ class worker_stack {
     friend class worker_stack;
     bool ready_now() noexcept override {
       if (stack_.closed_) return true;
-      if (!stack_.reservers_.empty() || stack_.idle_ <= stack_.permits_) return false;
+      if (!stack_.reservers_.empty() || stack_.parked_.size() <= stack_.permits_) return false;
       ++stack_.permits_;
       granted_ = true;
       return true;
@@ -164,37 +164,15 @@ class worker_stack {
       granted_ = true;
       this->complete();
     }
-    void refuse() noexcept { this->complete(); }
 
     worker_stack& stack_;
     bool granted_ = false;
   };
 
-  // --- parked workers: a stack that can be unlinked from anywhere ---
-
-  void push(park_awaiter& worker) noexcept {
-    worker.below_ = top_;
-    worker.above_ = nullptr;
-    if (top_ != nullptr) top_->above_ = &worker;
-    top_ = &worker;
-    ++idle_;
-    grant_what_is_free();
-  }
-  void unlink(park_awaiter& worker) noexcept {
-    (worker.above_ == nullptr ? top_ : worker.above_->below_) = worker.below_;
-    if (worker.below_ != nullptr) worker.below_->above_ = worker.above_;
-    --idle_;
-  }
-  park_awaiter* pop() noexcept {
-    park_awaiter* worker = top_;
-    if (worker != nullptr) unlink(*worker);
-    return worker;
-  }
-
   // --- permits: at most one for each idle worker, but that a worker may be cancelled under one ---
 
   void grant_what_is_free() noexcept {
-    while (idle_ > permits_) {
+    while (parked_.size() > permits_) {
       reserve_awaiter* r = reservers_.pop();
       if (r == nullptr) return;
       r->grant();
@@ -208,15 +186,15 @@ class worker_stack {
       grant_what_is_free();
   }
   void release_spare_workers() noexcept {
-    while (idle_ > permits_) pop()->complete();
+    while (parked_.size() > permits_) parked_.pop_last()->complete();
   }
-  bool nothing_will_come() const noexcept { return closed_ && idle_ >= permits_; }
+  bool nothing_will_come() const noexcept { return closed_ && parked_.size() >= permits_; }
 
   // --- items ---
 
   void deliver(T&& item) {
     --permits_;
-    if (park_awaiter* worker = pop()) {
+    if (park_awaiter* worker = parked_.pop_last()) {
       worker->item_.emplace(std::move(item));
       worker->complete();
     } else {
@@ -230,8 +208,7 @@ class worker_stack {
     return true;
   }
 
-  park_awaiter* top_ = nullptr;
-  std::size_t idle_ = 0;
+  detail::wait_queue<park_awaiter> parked_;
   detail::wait_queue<reserve_awaiter> reservers_;
   std::size_t permits_ = 0;  // reservations that are out
   std::deque<T> waiting_;    // handed off when no worker was idle any more
