@@ -14,14 +14,23 @@ constexpr signal_bits signal_bit(int number) noexcept { return signal_bits{1} <<
 
 /// Those that ask a program to stop.
 inline constexpr signal_bits stop_signals = signal_bit(SIGINT) | signal_bit(SIGTERM);
+constexpr bool is_stop(int number) noexcept {
+  return number > 0 && (stop_signals & signal_bit(number)) != 0;
+}
 
-/// The same as the C library has them.
+/// The same as the C library has them, and back.
 inline sigset_t set_of(signal_bits bits) noexcept {
   sigset_t set;
   sigemptyset(&set);
   for (int number = 1; number <= signal_max; ++number)
     if ((bits & signal_bit(number)) != 0) sigaddset(&set, number);
   return set;
+}
+inline signal_bits bits_of(const sigset_t& set) noexcept {
+  signal_bits bits = 0;
+  for (int number = 1; number <= signal_max; ++number)
+    if (sigismember(&set, number) == 1) bits |= signal_bit(number);
+  return bits;
 }
 
 }  // namespace coax::inline COAX_ABI::detail

@@ -279,7 +279,7 @@ inline void signal_hub::hand_round() noexcept {
   if (come == 0) return;
   for (int number = 1; number <= signal_max; ++number) {
     if ((come & signal_bit(number)) == 0) continue;
-    if ((stop_signals & signal_bit(number)) != 0 && stops_left_ >= 0) {
+    if (is_stop(number) && stops_left_ >= 0) {
       if (stops_left_ == 0) continue;
       --stops_left_;
     }

@@ -97,17 +97,14 @@ class supervisor {
       else if (stops_ > 0 && none_runs())
         return all_well_ ? 0 : 1;
       const int signal = wait_for_signal();
-      const bool stop = signal == SIGTERM || signal == SIGINT;
-      if (stop) ++stops_;
+      if (is_stop(signal)) ++stops_;
       reap();
-      if (stop) {
-        if (stops_ == 1) {
-          stop_listening();
-          kill_at_ = drain_.after(now());
-          pass_on(signal);
-        } else {
-          kill_all("a second signal came");
-        }
+      if (is_stop(signal) && stops_ == 1) {
+        stop_listening();
+        kill_at_ = drain_.after(now());
+        pass_on(signal);
+      } else if (is_stop(signal)) {
+        kill_all("a second signal came");
       }
       if (stops_ == 1 && now() >= kill_at_) kill_all("it has not ended in time");
     }
@@ -142,15 +139,10 @@ class supervisor {
     if (::getppid() != parent) std::_Exit(1);
     restore_actions();
     // A stop that comes before the child has said what it does about one is kept until then.
-    sigset_t mask = mask_before_;
-    sigset_t held;
-    sigemptyset(&held);
-    for (const int stop : {SIGTERM, SIGINT}) {
-      if (sigismember(&mask_before_, stop) == 0) sigaddset(&held, stop);
-      sigaddset(&mask, stop);
-    }
+    const signal_bits before = bits_of(mask_before_);
+    const sigset_t mask = set_of(before | stop_signals);
     ::pthread_sigmask(SIG_SETMASK, &mask, nullptr);
-    int status = child(number, held);
+    int status = child(number, set_of(stop_signals & ~before));
     if (status != 0 && (status & 0xff) == 0) status = 1;  // of which exit(2) would keep a success
     std::fflush(nullptr);
     std::_Exit(status);  // the parent's exit handlers are not the child's to run
@@ -172,7 +164,7 @@ class supervisor {
     sigset_t pending;
     sigemptyset(&pending);
     ::sigpending(&pending);
-    return stops_ > 0 || sigismember(&pending, SIGTERM) == 1 || sigismember(&pending, SIGINT) == 1;
+    return stops_ > 0 || (bits_of(pending) & stop_signals) != 0;
   }
 
   /// Waits for a signal, the next start or the end of the drain. Result: the signal, or -1.
