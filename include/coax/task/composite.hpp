@@ -9,9 +9,7 @@
 #include <cstddef>
 #include <exception>
 #include <optional>
-#include <type_traits>
 #include <utility>
-#include <variant>
 #include <vector>
 
 namespace coax::inline COAX_ABI::detail {
@@ -164,28 +162,12 @@ class branch final : public root {
   bool finished_ = false;
 };
 
-/// A result as a member of a tuple or an optional: `void` becomes std::monostate.
-template <class T>
-using regular_t = std::conditional_t<std::is_void_v<T>, std::monostate, T>;
-
-/// Any awaitable as a task whose result is an object.
-template <class A>
-task<regular_t<await_result_t<A>>> as_regular_task(A awaitable) {
-  if constexpr (std::is_void_v<await_result_t<A>>)
-    return [](A held) -> task<std::monostate> {
-      co_await std::move(held);
-      co_return std::monostate{};
-    }(std::move(awaitable));
-  else
-    return as_task(std::move(awaitable));
-}
-
 /// A branch for each of `awaitables`.
 template <class T, class A>
 std::vector<branch<T>> branches_of(std::vector<A> awaitables) {
   std::vector<branch<T>> made;
   made.reserve(awaitables.size());
-  for (A& each : awaitables) made.emplace_back(as_regular_task(std::move(each)));
+  for (A& each : awaitables) made.emplace_back(as_task(std::move(each)));
   return made;
 }
 

@@ -44,7 +44,7 @@ class [[nodiscard]] race_awaiter final : public detail::race_wait {
  public:
   template <class... A>
   explicit race_awaiter(std::in_place_t, A&&... awaitables)
-      : branches_(detail::as_regular_task(std::forward<A>(awaitables))...) {}
+      : branches_(detail::as_task(std::forward<A>(awaitables))...) {}
 
   std::tuple<std::optional<T>...> await_resume() {
     rethrow_failure();

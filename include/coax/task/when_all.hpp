@@ -16,7 +16,7 @@ class [[nodiscard]] when_all_awaiter final : public detail::composite {
  public:
   template <class... A>
   explicit when_all_awaiter(std::in_place_t, A&&... awaitables)
-      : branches_(detail::as_regular_task(std::forward<A>(awaitables))...) {}
+      : branches_(detail::as_task(std::forward<A>(awaitables))...) {}
 
   waiting_for describe() const noexcept override { return {"all of several"}; }
 

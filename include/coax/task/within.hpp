@@ -124,8 +124,7 @@ template <class A>
   else if constexpr (detail::makes_single_wait<A>)
     return within(limit, detail::awaiter_of(std::forward<A>(awaitable)));
   else
-    return within_task<await_result_t<A>>(limit,
-                                          detail::as_regular_task(std::forward<A>(awaitable)));
+    return within_task<await_result_t<A>>(limit, detail::as_task(std::forward<A>(awaitable)));
 }
 
 /// The same. For a duration that is no `timeout` yet g++ would keep both in the frame.
