@@ -57,8 +57,7 @@ int main(int argc, char** argv) {
   const auto number = [&](int at, int otherwise) {
     return argc > at ? std::atoi(argv[at]) : otherwise;
   };
-  const auto where = coax::endpoint::ip(argc > 1 ? argv[1] : "127.0.0.1",
-                                        static_cast<std::uint16_t>(number(2, 9000)));
+  const auto where = coax::endpoint::ip(argc > 1 ? argv[1] : "127.0.0.1", number(2, 9000));
   const int workers = number(3, 1024);
   const int processes = number(4, static_cast<int>(std::thread::hardware_concurrency()));
   try {

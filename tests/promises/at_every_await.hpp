@@ -84,9 +84,7 @@ class reactor_stage final : public stage {
     return true;
   }
   std::size_t in_flight() const override { return reactor_->in_flight(); }
-  void give_up_reserves() override {
-    for (int i = 0; i < 8; ++i) reactor_->give_up_reserve();
-  }
+  void give_up_reserves() override { reactor_->reserve().give_up(); }
 
  private:
   coax::backend backend_;

@@ -197,6 +197,45 @@ TEST_CASE("a listener that its reactor does not know yet waits out a shortage of
   }
 }
 
+TEST_CASE("a connection that there is no memory for is closed: accept goes on, and connect says so",
+          "[promises][memory]") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reactor_stage stage(b);
+    actor body([]() -> coax::task<> {
+      auto tcp = coax::listener::bind("127.0.0.1:0");
+      auto local = coax::listener::bind("unix:@coax-memory-" + std::to_string(::getpid()));
+      REQUIRE((tcp && local));
+      for (coax::listener* each : {&*tcp, &*local}) {
+        const coax::endpoint where = each->local_endpoint().value();
+        const auto first = co_await coax::when_all(coax::connect(where), each->accept());
+        CHECK((std::get<0>(first) && std::get<1>(first)));
+        const coax::unique_fd waits(
+            ::socket(where.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+        ::connect(waits.get(), where.data(), where.size());  // it is under way
+        std::vector<coax::unique_fd> taken;  // what follows is beyond the reactor's table
+        do taken.emplace_back(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0));
+        while (taken.back().get() < 700);
+        auto accepting = coax::within(std::chrono::milliseconds(20), each->accept());
+        const memory::shortage shortage(1, 2);
+        auto accepted = co_await std::move(accepting);
+        memory::shortage::end();
+        CHECK(shortage.happened(1));
+        CHECK_FALSE(accepted);
+        char next = 0;
+        CHECK(::recv(waits.get(), &next, 1, 0) == 0);
+        auto connecting = coax::connect(where);
+        const memory::shortage again(1, 2);
+        auto refused = co_await std::move(connecting);
+        memory::shortage::end();
+        CHECK(refused.error() == std::errc::not_enough_memory);
+      }
+    }());
+    while (!body.has_ended()) stage.turn();
+    CHECK(body.how() == ending::finished);
+  }
+}
+
 TEST_CASE("a task_local that there was no memory to set is what it was, for all who share it",
           "[promises][memory]") {
   static const coax::task_local<int> number;

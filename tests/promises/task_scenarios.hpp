@@ -508,9 +508,9 @@ struct hand_off_acceptors : hand_offs {
     co_await coax::sleep_for(moment);
   }
   task<> peer() { co_await coax::when_all(works(), works()); }
-  std::string verdict(endings seen) const {
-    if (seen.peer == ending::finished && served != made) return " an item was lost";
-    return hand_offs::verdict(seen);
+  std::string verdict(endings how) const {
+    if (how.peer == ending::finished && served != made) return " an item was lost";
+    return hand_offs::verdict(how);
   }
 };
 
@@ -525,9 +525,9 @@ struct hand_off_workers : hand_offs {
     const at_end closes([this] { idle.close(); });
     co_await coax::when_all(accepts(3), accepts(3));
   }
-  std::string verdict(endings seen) const {
-    if (seen.subject == ending::finished && served != made) return " an item was lost";
-    return hand_offs::verdict(seen);
+  std::string verdict(endings how) const {
+    if (how.subject == ending::finished && served != made) return " an item was lost";
+    return hand_offs::verdict(how);
   }
 };
 

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <span>
 #include <utility>
@@ -74,14 +75,19 @@ class buffer_pool {
  public:
   static constexpr std::uint32_t count_max = 1024;
 
+  struct abandoned {
+    void operator()(buffer_pool* pool) const noexcept { pool->abandon(); }
+  };
+  using owned = std::unique_ptr<buffer_pool, abandoned>;
+
   /// Null when there is no room.
-  static buffer_pool* make() noexcept {
+  static owned make() noexcept {
     void* memory = ::mmap(nullptr, bytes_all, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) return nullptr;
-    auto* made = new (std::nothrow) buffer_pool(memory);
+    auto* const made = new (std::nothrow) buffer_pool(memory);
     if (made == nullptr) ::munmap(memory, bytes_all);
-    return made;
+    return owned(made);
   }
   buffer_pool(const buffer_pool&) = delete;
   buffer_pool& operator=(const buffer_pool&) = delete;

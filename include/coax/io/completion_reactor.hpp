@@ -57,7 +57,7 @@ class completion_reactor : public reactor {
 
   /// Leaves `op` to the multishot receive of its descriptor, if there is one or it wants one.
   bool served_by_multishot(operation& op) noexcept {
-    if (op.watched_as() != watching::stream || !is_reader(op)) return false;
+    if (op.watched_as() != watching::stream || !op.reads()) return false;
     descriptor& d = *op.at_;
     if (!d.multishot) {
       if (!op.wants_multishot() || op.no_multishot_ || d.multishot_refused || d.floods)

@@ -23,14 +23,14 @@ class epoll_reactor final : public readiness_reactor {
   /// Errors    std::system_error when there is no descriptor left.
   explicit epoll_reactor(syscalls& calls = syscalls::kernel())
       : readiness_reactor(calls), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
-    if (!epoll_) detail::throw_system_error({errno, std::system_category()}, "coax: epoll_create1");
+    if (!epoll_) detail::throw_system_error(detail::error_of(-errno), "coax: epoll_create1");
     alarm_fd_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
     // By its edge, so that it need not be read.
     epoll_event event{};
     event.events = EPOLLIN | EPOLLET;
     event.data.u64 = of_alarm;
     if (!alarm_fd_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, alarm_fd_.get(), &event) < 0)
-      detail::throw_system_error({errno, std::system_category()}, "coax: timerfd_create");
+      detail::throw_system_error(detail::error_of(-errno), "coax: timerfd");
   }
 
   std::string_view backend() const noexcept override { return "epoll"; }

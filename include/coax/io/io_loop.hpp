@@ -55,8 +55,8 @@ class io_loop : public loop {
   bool start(operation& op) noexcept {
     check_runs_here();
     if (!is_plain(op) && ends_at_once(op)) return true;
-    if (is_reader(op)) op.at_->reader = &op;
-    if (is_writer(op)) op.at_->writer = &op;
+    if (op.reads()) op.at_->reader = &op;
+    if (op.writes()) op.at_->writer = &op;
     ++in_flight_;
     ++submitted_;
     if (!submit(op)) return false;
@@ -81,7 +81,7 @@ class io_loop : public loop {
 
   /// Takes the place of the one task that accepts from the listener `fd`, which keeps it while it waits out
   /// a shortage and no operation is pending. Result: 0 or -errno.
-  int begin_accepting(int fd) noexcept {
+  [[nodiscard]] int begin_accepting(int fd) noexcept {
     descriptor* d = nullptr;
     if (detail::caught([&] { d = descriptors_.find(fd); })) return -ENOMEM;
     if (d == nullptr || d->closing) return -EBADF;
@@ -98,7 +98,7 @@ class io_loop : public loop {
   }
 
   /// Holds a descriptor for each task that accepts, until the end of the run. False when one is not to be had.
-  bool hold_reserve() noexcept { return reserve_.hold(acceptors_); }
+  [[nodiscard]] bool hold_reserve() noexcept { return reserve_.hold(acceptors_); }
   detail::fd_reserve& reserve() noexcept { return reserve_; }
 
   /// A buffer to receive into; a private one when those of the reactor are all in use. Null when
@@ -121,7 +121,7 @@ class io_loop : public loop {
 
   /// Ends what is pending on the stream `fd` as `close` does, but leaves it open, for whoever alone has it
   /// now. True once all of that has ended: then it can be used again, whatever was cut off on it.
-  bool vacate(int fd) noexcept {
+  [[nodiscard]] bool vacate(int fd) noexcept {
     descriptor* d = descriptors_.known(fd);
     if (d == nullptr) return true;
     if (!d->closing && (d->reader != nullptr || d->writer != nullptr)) {
@@ -292,9 +292,6 @@ class io_loop : public loop {
     return buffers_.get();
   }
 
-  static bool is_writer(const operation& op) noexcept { return op.writes_; }
-  static bool is_reader(const operation& op) noexcept { return op.reads_; }
-
   // --- for the end of a run ---
 
   void stop_multishots() noexcept {
@@ -334,7 +331,7 @@ class io_loop : public loop {
   /// Whether there is something to read though `op` was told EAGAIN. At urgent data recv(2) says so while
   /// a signal is pending, whatever came behind that; and no edge would tell of it again.
   bool there_is_more(const operation& op) noexcept {
-    if (!is_reader(op) || op.watched_as() != watching::stream) return false;
+    if (!op.reads() || op.watched_as() != watching::stream) return false;
     return (op.at_->ready & POLLPRI) != 0 && is_readable(op);
   }
   [[gnu::noinline, gnu::cold]] bool is_readable(const operation& op) noexcept {
@@ -368,7 +365,7 @@ class io_loop : public loop {
   }
 
   static bool side_taken(const descriptor& d, const operation& op) noexcept {
-    return (is_reader(op) && d.reader != nullptr) || (is_writer(op) && d.writer != nullptr);
+    return (op.reads() && d.reader != nullptr) || (op.writes() && d.writer != nullptr);
   }
 
   /// Whether `op` is refused, or finds its result with the descriptor. Also gets ready what must be
@@ -382,9 +379,9 @@ class io_loop : public loop {
     if (side_taken(*d, op)) return op.result_ = -EBUSY, true;
     if (op.watched_as() != watching::stream) return false;
     if (!d->owned) take_over(*d);  // it was made in another run
-    if ((is_reader(op) && d->read_cut) || (is_writer(op) && d->write_cut))
+    if ((op.reads() && d->read_cut) || (op.writes() && d->write_cut))
       return op.result_ = operation::cut_before, true;
-    return is_reader(op) && !d->received.empty() && op.take_received(d->received);
+    return op.reads() && !d->received.empty() && op.take_received(d->received);
   }
 
   /// Takes an answer that is not merely so many bytes.
@@ -465,16 +462,12 @@ class io_loop : public loop {
   }
 
   [[gnu::noinline, gnu::cold]] void make_buffers() noexcept {
-    buffers_.reset(detail::buffer_pool::make());
+    buffers_ = detail::buffer_pool::make();
   }
-
-  struct abandoned {
-    void operator()(detail::buffer_pool* pool) const noexcept { pool->abandon(); }
-  };
 
   syscalls own_calls_;
   syscalls& calls_;
-  std::unique_ptr<detail::buffer_pool, abandoned> buffers_;
+  detail::buffer_pool::owned buffers_;
   descriptor_table descriptors_;  // after the buffers: what was received goes back to them
   std::size_t in_flight_ = 0;
   std::size_t acceptors_ = 0;

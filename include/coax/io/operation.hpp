@@ -42,6 +42,9 @@ class operation : public waiter {
   int fd() const noexcept { return fd_; }
   short waits_for() const noexcept { return waits_for_; }
   watching watched_as() const noexcept { return watching_; }
+  bool writes() const noexcept { return writes_; }
+  /// Also one that waits for neither: urgent data and hang-ups come from the peer.
+  bool reads() const noexcept { return reads_; }
 
   /// The name of the call, for a dump.
   virtual const char* name() const noexcept = 0;
@@ -143,7 +146,7 @@ class operation : public waiter {
 
   watching watching_ : 2;
   bool writes_ : 1;
-  bool reads_ : 1;  // also one that waits for neither: urgent data and hang-ups come from the peer
+  bool reads_ : 1;
   bool stop_requested_ : 1;
   bool in_line_ : 1;        // readiness: it is among those whose call is to be made
   bool polling_ : 1;        // io_uring: what is in the ring is a poll for `waits_for`

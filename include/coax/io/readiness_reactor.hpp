@@ -110,7 +110,7 @@ class readiness_reactor : public reactor {
   bool submit(operation& op) noexcept final {
     if (must_wait(op)) return fails_to_park(op);
     // Others that were woken together with this task are about to write too.
-    if (is_writer(op) && in_row_ > 1) return put_in_line(op, writes_), false;
+    if (op.writes() && in_row_ > 1) return put_in_line(op, writes_), false;
     const progress made = call(op);
     return made == progress::ended || go_on(op, made);
   }

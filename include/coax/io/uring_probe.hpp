@@ -42,10 +42,7 @@ inline int try_receive(io_uring& ring) noexcept {
 /// Sees an operation through a ring that is set up as the reactor's: setting one up may be allowed
 /// where using it is not, and an older kernel knows less.
 inline std::error_code try_ring() noexcept {
-  struct no_more {
-    void operator()(buffer_pool* pool) const noexcept { pool->abandon(); }
-  };
-  const std::unique_ptr<buffer_pool, no_more> pool(buffer_pool::make());
+  const buffer_pool::owned pool = buffer_pool::make();
   if (!pool) return std::make_error_code(std::errc::not_enough_memory);
   provided_buffers provided;
 

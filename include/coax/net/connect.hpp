@@ -32,7 +32,7 @@ namespace coax::inline COAX_ABI {
 ///
 /// Result    the connection, with TCP_NODELAY.
 /// Errors    as socket(2) and connect(2): ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ...;
-///           std::errc::invalid_argument for an unspecified endpoint.
+///           std::errc::invalid_argument for an unspecified endpoint; std::errc::not_enough_memory.
 inline task<result<stream>> connect(endpoint to) {
   using namespace std::chrono_literals;
   if (to.family() == AF_UNSPEC) co_return std::errc::invalid_argument;
@@ -47,7 +47,7 @@ inline task<result<stream>> connect(endpoint to) {
     clock::duration pause = 1ms;
     while (true) {
       const int answer = calls.connect(fd.get(), to.data(), to.size());
-      if (answer == 0) co_return stream(std::move(fd), false);
+      if (answer == 0) co_return stream::made_of(std::move(fd), false);
       if (answer != -EAGAIN && answer != -EINTR) co_return detail::error_of(answer);
       co_await sleep_for(pause);
       pause = std::min<clock::duration>(pause * 2, 100ms);
@@ -59,11 +59,12 @@ inline task<result<stream>> connect(endpoint to) {
   calls.setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
   auto connected = co_await operations::connect(fd.get(), to.data(), to.size());
   if (!connected) co_return connected.error();
-  stream connection(std::move(fd), true);
+  auto connection = stream::made_of(std::move(fd), true);
+  if (!connection) co_return connection;
   // Nobody listens there, but the kernel gave this socket that very port to connect from: it talks
   // to itself.
-  const result<endpoint> here = connection.local_endpoint();
-  const result<endpoint> there = connection.remote_endpoint();
+  const result<endpoint> here = connection->local_endpoint();
+  const result<endpoint> there = connection->remote_endpoint();
   if (here && there && *here == *there) co_return std::errc::connection_refused;
   co_return connection;
 }

@@ -174,8 +174,10 @@ class listener {
       if (answer == 0 && !reactor::current().hold_reserve()) answer = -EMFILE;
       if (answer == 0) {
         auto accepted = co_await operations::accept(fd, watching::shared);
-        if (accepted) co_return stream(std::move(*accepted), tcp);
-        answer = -accepted.error().value();
+        auto made = accepted ? stream::made_of(std::move(*accepted), tcp)
+                             : result<stream>(accepted.error());
+        if (made) co_return made;
+        answer = -made.error().value();
       }
       const bool of_one_connection = ends_one_connection(-answer);
       if (!of_one_connection && !is_shortage(-answer)) co_return detail::error_of(answer);

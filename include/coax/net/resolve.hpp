@@ -88,7 +88,7 @@ inline result<std::vector<endpoint>> ask_c_library(const std::string& host, std:
   hints.ai_socktype = SOCK_STREAM;  // or each address would come once for each type
   addrinfo* list = nullptr;
   const int failed = ::getaddrinfo(host.c_str(), nullptr, &hints, &list);
-  if (failed == EAI_SYSTEM) return std::error_code(errno, std::system_category());
+  if (failed == EAI_SYSTEM) return error_of(-errno);
   if (failed != 0) return resolve_error(failed);
   struct freed {
     addrinfo* list;

@@ -177,9 +177,12 @@ class stream {
   friend task<result<stream>> connect(endpoint to);
 
   explicit stream(int owned) noexcept : fd_(owned) {}
-  stream(unique_fd connected, bool tcp) : fd_(connected.get()) {
-    reactor::current().own(fd_, tcp);
-    connected.release();
+
+  /// Of a connection that this library has made. Errors: std::errc::not_enough_memory; it is closed then.
+  static result<stream> made_of(unique_fd connected, bool tcp) noexcept {
+    if (detail::caught([&] { reactor::current().own(connected.get(), tcp); }))
+      return std::errc::not_enough_memory;
+    return stream(connected.release());
   }
 
   void close_now() noexcept {

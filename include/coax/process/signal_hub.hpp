@@ -83,7 +83,7 @@ class signal_hub {
   void begin_in_this_process() {
     const standard_fds_taken taken;
     const int fresh = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (fresh < 0) throw_system_error({errno, std::system_category()}, "coax: eventfd");
+    if (fresh < 0) throw_system_error(error_of(-errno), "coax: eventfd");
     const int inherited = wake_fd_.exchange(fresh);
     if (inherited >= 0) ::close(inherited);
     noted_ = 0;

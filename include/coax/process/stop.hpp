@@ -25,9 +25,7 @@ template <class Target>
 class stop_link final : private ready_node {
  public:
   stop_link(Target& target, const std::stop_token& stop)
-      : reactor_(reactor::current()), target_(target), on_request_(stop, post_it{*this}) {
-    if (stop.stop_requested()) target_.cancel();  // before it begins
-  }
+      : reactor_(reactor::current()), target_(target), on_request_(stop, post_it{*this}) {}
   stop_link(const stop_link&) = delete;
   stop_link& operator=(const stop_link&) = delete;
 

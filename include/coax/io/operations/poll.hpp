@@ -28,12 +28,12 @@ class poll final : public basic_operation<poll, short> {
     // io_uring also wakes for a half-close that nobody asked for, again and again, and never for
     // urgent data alone. Where that would show, an epoll(7) descriptor stands for the events: it is
     // readable when one is true.
-    if (!reads() && stand_in()) return io_uring_prep_poll_add(&sqe, set_.get(), POLLIN);
+    if (!asks_for_input() && stand_in()) return io_uring_prep_poll_add(&sqe, set_.get(), POLLIN);
     io_uring_prep_poll_add(&sqe, fd(), static_cast<unsigned short>(waits_for()));
 #endif
   }
   first_try tries_first() const noexcept override {
-    return reads() ? first_try::never : first_try::always;
+    return asks_for_input() ? first_try::never : first_try::always;
   }
   int perform(syscalls& calls) noexcept override {
     pollfd ready{fd(), waits_for(), 0};
@@ -56,7 +56,7 @@ class poll final : public basic_operation<poll, short> {
   result<short> value(int answer) const noexcept { return static_cast<short>(answer); }
 
  private:
-  bool reads() const noexcept { return (waits_for() & POLLIN) != 0; }
+  bool asks_for_input() const noexcept { return (waits_for() & POLLIN) != 0; }
   bool stand_in() noexcept {
     if (set_) return true;
     syscalls& calls = syscalls::current();
