@@ -262,3 +262,43 @@ TEST_CASE("within around finally waits for the clean-up", "[finally]") {
   });
   CHECK(loop.elapsed() == 4s);
 }
+
+TEST_CASE("what the body of finally was given is gone before the clean-up, however it ended",
+          "[finally]") {
+  for (const bool cancelled : {false, true}) {
+    INFO("cancelled: " << cancelled);
+    test_loop loop;
+    loop.run([&]() -> task<> {
+      auto lent = std::make_shared<int>(1);
+      const std::weak_ptr<int> still_there = lent;
+      const auto keeps = [](std::shared_ptr<int>) -> task<> { co_await coax::sleep_for(2s); };
+      const auto body = [&]() -> task<> { return keeps(std::move(lent)); };
+      bool was_there = true;
+      const auto cleanup = [&]() -> task<> {
+        was_there = !still_there.expired();
+        co_return;
+      };
+      auto ended = co_await coax::within(cancelled ? 1s : 3s, coax::finally(body, cleanup));
+      CHECK(static_cast<bool>(ended) == !cancelled);
+      CHECK_FALSE(was_there);
+    });
+  }
+}
+
+TEST_CASE("finally cleans up after a body that throws before it gives its task", "[finally]") {
+  test_loop loop;
+  bool cleaned_up = false;
+  loop.run([&]() -> task<> {
+    const auto body = []() -> task<> { throw std::runtime_error("no task"); };
+    const auto cleanup = [&]() -> task<> {
+      cleaned_up = true;
+      co_return;
+    };
+    try {
+      co_await coax::finally(body, cleanup);
+      FAIL("it threw");
+    } catch (const std::runtime_error&) {
+    }
+  });
+  CHECK(cleaned_up);
+}

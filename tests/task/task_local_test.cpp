@@ -207,6 +207,38 @@ TEST_CASE("a task_local is there while destructors run", "[task_local]") {
   CHECK(seen == 9);
 }
 
+TEST_CASE("the parameters of a task that has finished find its task_local variables too",
+          "[task_local]") {
+  class looks {
+   public:
+    explicit looks(int& seen) : seen_(&seen) {}
+    looks(looks&& other) noexcept : seen_(std::exchange(other.seen_, nullptr)) {}
+    ~looks() {
+      if (seen_ != nullptr) *seen_ = number_here();
+    }
+
+   private:
+    int* seen_;
+  };
+  test_loop loop;
+  int of_child = 0;
+  int of_branch = 0;
+  loop.run([&]() -> task<> {
+    const auto sets = [](looks, int value) -> task<> {
+      number.set(value);
+      co_await coax::yield();
+    };
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(sets, looks(of_child), 3);
+      auto both = coax::when_all(sets(looks(of_branch), 4), coax::yield());
+      co_await both;
+      CHECK(number.get() == nullptr);
+    });
+  });
+  CHECK(of_child == 3);
+  CHECK(of_branch == 4);
+}
+
 TEST_CASE("setting a task_local over and over while children live does not pile values up",
           "[task_local]") {
   const counted::census counts;

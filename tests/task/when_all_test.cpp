@@ -1,6 +1,7 @@
 #include <coax/task/when_all.hpp>
 
 #include <coax/task/race.hpp>
+#include <coax/task/shield.hpp>
 #include <coax/task/sleep.hpp>
 #include <coax/task/within.hpp>
 
@@ -28,6 +29,19 @@ task<std::unique_ptr<int>> owned_after(coax::timeout delay, int value) {
   co_await coax::sleep_for(delay);
   co_return std::make_unique<int>(value);
 }
+
+/// A parameter that says when it is destroyed.
+class closes_at_end {
+ public:
+  explicit closes_at_end(std::string& log) : log_(&log) {}
+  closes_at_end(closes_at_end&& other) noexcept : log_(std::exchange(other.log_, nullptr)) {}
+  ~closes_at_end() {
+    if (log_ != nullptr) *log_ += ')';
+  }
+
+ private:
+  std::string* log_;
+};
 
 }  // namespace
 
@@ -155,4 +169,38 @@ TEST_CASE("a race of a vector gives an optional for each", "[race]") {
     CHECK(none.empty());
   });
   CHECK(loop.elapsed() == 1s);
+}
+
+TEST_CASE("a branch that has ended has given up what it was given, though others go on",
+          "[when_all][race]") {
+  const auto gives = [](closes_at_end, bool fails) -> task<int> {
+    co_await coax::yield();
+    if (fails) throw std::runtime_error("thrown");
+    co_return 7;
+  };
+  for (const bool throws : {false, true}) {
+    INFO("throws: " << throws);
+    test_loop loop;
+    std::string log;
+    loop.run([&]() -> task<> {
+      const auto other = [&]() -> task<> {
+        co_await coax::shield(coax::sleep_for(1s));
+        log += '.';
+      };
+      try {
+        auto together = coax::when_all(gives(closes_at_end(log), throws), other());
+        static_cast<void>(co_await together);
+      } catch (const std::runtime_error&) {
+        log += 't';
+      }
+      try {
+        auto raced = coax::race(gives(closes_at_end(log), throws), other());
+        const auto first = co_await raced;
+        CHECK(std::get<0>(first) == 7);
+      } catch (const std::runtime_error&) {
+        log += 't';
+      }
+    });
+    CHECK(log == (throws ? ").t).t" : ").)."));
+  }
 }

@@ -32,6 +32,9 @@ namespace coax::inline COAX_ABI {
 /// Thread    the reactor's.
 template <class T>
 class channel {
+  static_assert(alignof(T) <= alignof(std::max_align_t),
+                "values are not aligned beyond that: give a pointer");
+
   static_assert(std::is_object_v<T> && std::is_nothrow_move_constructible_v<T>,
                 "what goes through a channel must move without throwing");
   class send_awaiter;

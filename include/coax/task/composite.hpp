@@ -3,6 +3,7 @@
 #include <coax/config.hpp>
 #include <coax/task/awaitable.hpp>
 #include <coax/task/exceptions.hpp>
+#include <coax/task/returned.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
@@ -102,7 +103,8 @@ class composite : public waiter {
   bool starting_ = false;
 };
 
-/// One branch of a composite: a task that runs as a root of its own and leaves its result here.
+/// One branch of a composite: a task that runs as a root of its own and leaves its result here. Its frame, and
+/// what it was given with that, is gone once it has ended, whatever the others do.
 template <class T>
 class branch final : public root {
  public:
@@ -133,7 +135,7 @@ class branch final : public root {
     return take_finished();
   }
   /// The result of a task that has returned one for sure.
-  T take_finished() { return promise().take(); }
+  T take_finished() { return returned_.take(); }
 
  private:
   void take_up(composite& owner) noexcept {
@@ -145,19 +147,17 @@ class branch final : public root {
   }
 
   void ended(outcome how) noexcept override {
-    std::exception_ptr failure;
     if (how == outcome::finished) {
-      failure = promise().exception();
-      finished_ = !failure;
+      returned_.take_over(
+          this->template first<typename task<T>::promise_type>().promise().outcome());
+      finished_ = returned_.exception() == nullptr;
+      this->destroy_first();
     }
-    owner_->branch_ended(failure, how == outcome::unwound);
-  }
-
-  auto& promise() const noexcept {
-    return this->template first<typename task<T>::promise_type>().promise();
+    owner_->branch_ended(returned_.exception(), how == outcome::unwound);
   }
 
   task<T> task_;
+  returned<T> returned_;
   composite* owner_ = nullptr;
   bool finished_ = false;
 };

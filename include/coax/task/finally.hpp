@@ -46,6 +46,11 @@ class finally_end final : public composite {
   bool cleaning_up_ = false;
 };
 
+template <class T, class Body>
+task<T> run_body(Body& make) {
+  co_return co_await std::invoke(make);
+}
+
 template <class Cleanup>
 task<> run_cleanup(Cleanup& make) {
   co_await std::invoke(make);
@@ -53,7 +58,7 @@ task<> run_cleanup(Cleanup& make) {
 
 template <class T, class Body, class Cleanup>
 task<T> with_cleanup(Body body, Cleanup cleanup) {
-  co_return co_await finally_end<T>(std::invoke(body), run_cleanup(cleanup));
+  co_return co_await finally_end<T>(run_body<T>(body), run_cleanup(cleanup));
 }
 
 }  // namespace detail

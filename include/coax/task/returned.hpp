@@ -5,6 +5,7 @@
 
 #include <exception>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 namespace coax::inline COAX_ABI::detail {
@@ -18,6 +19,16 @@ class returned {
     value_.emplace(std::forward<U>(value));
   }
   void fail(std::exception_ptr thrown) noexcept { thrown_ = std::move(thrown); }
+
+  /// Moves in what `other` has; what that throws stands for it.
+  void take_over(returned& other) noexcept {
+    thrown_ = std::move(other.thrown_);
+    if (thrown_) return;
+    if constexpr (std::is_nothrow_move_constructible_v<T>)
+      value_.emplace(std::move(*other.value_));
+    else
+      thrown_ = caught([&] { value_.emplace(std::move(*other.value_)); });
+  }
 
   /// Null where it has returned, or not yet ended.
   const std::exception_ptr& exception() const noexcept { return thrown_; }
@@ -36,6 +47,7 @@ template <>
 class returned<void> {
  public:
   void fail(std::exception_ptr thrown) noexcept { thrown_ = std::move(thrown); }
+  void take_over(returned& other) noexcept { thrown_ = std::move(other.thrown_); }
 
   const std::exception_ptr& exception() const noexcept { return thrown_; }
   void take() const {

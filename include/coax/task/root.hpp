@@ -287,8 +287,14 @@ class root : public ready_node {
   std::coroutine_handle<P> first() const noexcept {
     return std::coroutine_handle<P>::from_address(first_.address());
   }
+  /// As part of the chain: what is destroyed with it finds its task_local variables.
   void destroy_first() noexcept {
-    if (first_) std::exchange(first_, nullptr).destroy();
+    if (!first_) return;
+    loop* const here = loop::running();
+    root* const before = here == nullptr ? nullptr : here->running_root();
+    if (here != nullptr) here->set_running_root(this);
+    std::exchange(first_, nullptr).destroy();
+    if (here != nullptr) here->set_running_root(before);
   }
 
   enum class outcome : std::uint8_t { finished, unwound };

@@ -185,14 +185,14 @@ class scope {
   /// as usual.
   void cancel() noexcept {
     closed_ = true;
-    end_->cancel_all();
+    if (!std::exchange(cancelled_, true)) end_->cancel_all();  // none is added from then on
   }
 
   /// Waits until all children have ended; after `limit`, cancels those that are left and waits for
   /// them to unwind. For the body of the scope; the body itself goes on.
   ///
   /// Result    whether the children it found have all ended by themselves in time; false where they were
-  ///           cancelled. True when it finds none.
+  ///           cancelled. True when it finds none. Others may have been spawned before the body goes on.
   detail::join_awaiter join_within(timeout limit) noexcept { return {*this, limit}; }
 
   /// Children that have not ended.
@@ -224,6 +224,7 @@ class scope {
   detail::join_awaiter* join_ = nullptr;
   std::size_t size_ = 0;
   bool closed_ = false;
+  bool cancelled_ = false;
 };
 
 namespace detail {

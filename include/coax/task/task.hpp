@@ -144,6 +144,7 @@ class promise_of : public promise_base, public framed {
 
   /// What the body threw, once the coroutine has ended.
   std::exception_ptr exception() const noexcept { return returned_.exception(); }
+  detail::returned<T>& outcome() noexcept { return returned_; }
   /// What it gave, moved out; rethrows what it threw.
   T take() { return returned_.take(); }
 
