@@ -1,4 +1,5 @@
 #include <coax/io/thread_sanitizer.hpp>
+#include <coax/net/stream.hpp>
 #include <coax/process/blocking.hpp>
 #include <coax/process/run.hpp>
 #include <coax/process/threads.hpp>
@@ -616,5 +617,62 @@ TEST_CASE("a run that ends while a foreign coroutine waits in blocking aborts wi
       });
     });
     CHECK(child.aborted_saying("in no scope still waited for a timer or another thread"));
+  }
+}
+
+TEST_CASE("a lease may end on a thread of blocking, and its bytes are its own until then") {
+  on_each_backend([]() -> task<> {
+    std::atomic<int> foreign = 0;
+    const auto looks = [](coax::leased_buffer lease, std::byte own, std::atomic<int>& others) {
+      for (const std::byte b : std::as_const(lease).bytes())
+        if (b != own) ++others;
+    };
+    const auto connection = [&](std::byte own) -> task<> {
+      fd_pair p = unix_pair();
+      auto adopted = coax::stream::adopt(p.ours.get());
+      REQUIRE(adopted);
+      static_cast<void>(p.ours.release());
+      coax::stream ours = std::move(*adopted);
+      const std::string message(1000, static_cast<char>(own));
+      for (int i = 0; i < 100; ++i) {
+        put(p.theirs, message);
+        auto lease = co_await ours.receive();
+        REQUIRE(lease);
+        co_await coax::blocking(looks, std::move(*lease), own, std::ref(foreign));
+      }
+    };
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      for (int i = 1; i <= 10; ++i) s.spawn(connection, static_cast<std::byte>(i));
+      co_return;
+    });
+    CHECK(foreign == 0);
+    CHECK(coax::reactor::current().buffers_in_use() < 1100);
+  });
+}
+
+TEST_CASE("leases end on other threads while their reactor does, and after it") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    for (int round = 0; round < 20; ++round) {
+      std::vector<coax::leased_buffer> kept;
+      std::optional<std::thread> other;
+      {
+        const auto reactor = reactor_of(b);
+        coax::detail::run_on(*reactor, [&]() -> task<> {
+          fd_pair p = unix_pair();
+          auto adopted = coax::stream::adopt(p.ours.get());
+          REQUIRE(adopted);
+          static_cast<void>(p.ours.release());
+          for (int i = 0; i < 20; ++i) {
+            put(p.theirs, "x");
+            auto lease = co_await adopted->receive();
+            REQUIRE(lease);
+            kept.push_back(std::move(*lease));
+          }
+          other.emplace([&] { kept.clear(); });
+        });
+      }
+      other->join();
+    }
   }
 }

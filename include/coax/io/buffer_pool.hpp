@@ -70,7 +70,7 @@ static_assert(sizeof(buffer) == buffer::stride - buffer::bytes_max);
 /// came back last serves next. Buffers may outlive the reactor, and the pool lives as long as they
 /// do.
 ///
-/// Thread    the reactor's; when that has ended, buffers may be given back by any.
+/// Thread    the reactor's; buffers may be given back by any.
 class buffer_pool {
  public:
   static constexpr std::uint32_t count_max = 1024;
@@ -94,13 +94,16 @@ class buffer_pool {
 
   /// The reactor is done with it; whoever gives the last buffer back ends it.
   void abandon() noexcept {
-    left_.store(in_use_, std::memory_order_relaxed);
+    left_ = in_use_;
     abandoned_ = true;
-    if (in_use_ == 0) delete this;
+    std::size_t came_back = 0;
+    for (buffer* b = returned_.exchange(closed()); b != nullptr; b = b->next) ++came_back;
+    if (left_.fetch_sub(came_back) == came_back) delete this;
   }
 
   /// Null when all are in use.
   buffer* take() noexcept {
+    if (free_ == nullptr && returned_.load(std::memory_order_relaxed) != nullptr) take_back();
     buffer* b = free_;
     if (b != nullptr) {
       free_ = b->next;
@@ -118,10 +121,7 @@ class buffer_pool {
 
   void give_back(buffer& b) noexcept {
     COAX_BYTES_OUT_OF_USE(b.data(), buffer::bytes_max);
-    if (abandoned_) {
-      if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
-      return;
-    }
+    if (home_ != &here_ || abandoned_.load(std::memory_order_relaxed)) return give_back_late(b);
     b.next = std::exchange(free_, &b);
     --in_use_;
   }
@@ -136,6 +136,25 @@ class buffer_pool {
   }
 
  private:
+  /// On another thread, or when the reactor has gone.
+  [[gnu::noinline, gnu::cold]] void give_back_late(buffer& b) noexcept {
+    buffer* others = returned_.load();
+    while (others != closed()) {
+      b.next = others;
+      if (returned_.compare_exchange_weak(others, &b)) return;
+    }
+    if (left_.fetch_sub(1) == 1) delete this;
+  }
+  [[gnu::noinline, gnu::cold]] void take_back() noexcept {
+    for (buffer* b = returned_.exchange(nullptr); b != nullptr; --in_use_) {
+      buffer* const next = b->next;
+      b->next = std::exchange(free_, b);
+      b = next;
+    }
+  }
+  /// Stands in `returned_` when the pool is abandoned.
+  buffer* closed() noexcept { return reinterpret_cast<buffer*>(this); }
+
   static constexpr std::size_t bytes_all = count_max * buffer::stride;
   static_assert(count_max <= UINT16_MAX);
 
@@ -149,9 +168,12 @@ class buffer_pool {
   buffer* free_ = nullptr;
   std::size_t made_ = 0;  // buffers that have been used at all
   std::size_t in_use_ = 0;
-  std::atomic<std::size_t> left_{
-      0};  // in use, once it is abandoned: those may be given back anywhere
-  bool abandoned_ = false;
+  std::atomic<buffer*> returned_{nullptr};  // by other threads
+  std::atomic<std::size_t> left_{0};        // in use, once it is abandoned
+  std::atomic<bool> abandoned_{false};
+
+  static inline thread_local char here_ = 0;  // its address tells threads apart
+  const char* home_ = &here_;
 };
 
 inline void buffer::release() noexcept {

@@ -12,11 +12,12 @@ namespace coax::inline COAX_ABI {
 /// Bytes that were received, in a buffer of the reactor's: what `stream::receive` gives.
 ///
 /// It is the holder's until it is destroyed. It can be moved, kept, passed to another task, changed
-/// in place, and written out again without a copy: `conn.write(lease.bytes())`. A reactor has so
-/// many buffers; who keeps more than these makes it fetch them from the heap.
+/// in place, and written out again without a copy: `conn.write(lease.bytes())`. A reactor has 1,024
+/// buffers of 32 KB, and fetches what is needed beyond from the heap. However few bytes it holds, a lease takes
+/// memory for them in whole pages, 4 KB at least.
 ///
 /// Lifetime  may outlive the stream it is from, and the run.
-/// Thread    the reactor's; after its run, whoever has it to himself.
+/// Thread    any, one at a time: it may go to `blocking`, say.
 class [[nodiscard]] leased_buffer {
  public:
   /// None; it has no bytes.
