@@ -2,6 +2,8 @@
 #include "../task/manual_loop.hpp"
 #include "serve.hpp"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <map>
 #include <string>
@@ -242,6 +244,58 @@ TEST_CASE("a parent whose lines nobody reads any more goes on") {
     const report second = told.next('r');
     CHECK(second.pid != 0);
     CHECK(second.pid != first.pid);
+    parent.send(SIGTERM);
+    CHECK(parent.end().exited_with(0));
+  }
+}
+
+TEST_CASE("nor does one wait for room for its lines") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    int ends[2];
+    REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+    const coax::unique_fd nobody_reads(ends[0]);
+    const coax::unique_fd full(ends[1]);
+    ::fcntl(full.get(), F_SETFL, O_NONBLOCK);
+    while (::write(full.get(), "x", 1) == 1) {
+    }
+    ::fcntl(full.get(), F_SETFL, 0);
+    supervisor parent(b, [&] {
+      ::dup2(full.get(), STDERR_FILENO);
+      return coax::prefork(processes(1), waits, told.in());
+    });
+    const report first = told.next('r');
+    REQUIRE(first.pid != 0);
+    ::kill(first.pid, SIGKILL);
+    const report second = told.next('r');
+    CHECK(second.pid != 0);
+    parent.send(SIGTERM);
+    CHECK(parent.end().exited_with(0));
+  }
+}
+
+TEST_CASE("a process that somebody else has waited for is started again") {
+  static int told_in = -1;
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    told_in = told.in();
+    supervisor parent(b, [&] {
+      std::signal(SIGUSR1, [](int) {
+        reports::tell(told_in, 'h');
+        ::waitpid(-1, nullptr, 0);
+      });
+      return coax::prefork(processes(1), waits, told.in());
+    });
+    const report first = told.next('r');
+    REQUIRE(first.pid != 0);
+    parent.send(SIGUSR1);
+    REQUIRE(told.next('h').pid == parent.pid());
+    ::kill(first.pid, SIGKILL);
+    const report second = told.next('r');
+    CHECK(second.pid != 0);
+    CHECK(parent.line("somebody else has waited for it") != "");
     parent.send(SIGTERM);
     CHECK(parent.end().exited_with(0));
   }

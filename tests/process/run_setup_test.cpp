@@ -1,4 +1,6 @@
 #include <coax/io/fd.hpp>
+#include <coax/net/connect.hpp>
+#include <coax/net/listener.hpp>
 #include <coax/process/run.hpp>
 #include <coax/process/signals.hpp>
 #include <coax/task/sleep.hpp>
@@ -10,6 +12,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -194,21 +197,30 @@ TEST_CASE("run gives back the signal mask it found") {
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-TEST_CASE("nothing that coax opens for itself takes the place of a standard stream") {
+TEST_CASE(
+    "neither what coax opens for itself nor a connection takes the place of a standard stream") {
   for (const coax::backend b : backends_here()) {
     INFO("on " << name_of(b));
     const ending seen = ending_of([b] {
       for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::close(fd);
+      auto from = coax::listener::bind("127.0.0.1:0");
       coax::options o;
       o.backend = b;
-      int open = 0;
+      int wrong = from.value().native_handle() > 2 ? 0 : 1;
       coax::run(o, [&]() -> task<> {
         auto none = co_await coax::within(std::chrono::seconds(0), coax::signals({SIGUSR2}));
         static_cast<void>(none);
-        for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
-          if (::fcntl(fd, F_GETFD) != -1) ++open;
+        auto client = co_await coax::connect(from->local_endpoint().value());
+        auto conn = co_await from->accept();
+        if (client->native_handle() <= 2 || conn->native_handle() <= 2) ++wrong;
+        struct stat null{};
+        ::stat("/dev/null", &null);
+        for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+          struct stat there{};
+          if (::fstat(fd, &there) != 0 || there.st_rdev != null.st_rdev) ++wrong;
+        }
       });
-      ::_exit(open);
+      ::_exit(wrong);
     });
     CHECK(seen.was_orderly());
   }

@@ -75,7 +75,7 @@ inline std::unique_ptr<reactor> make_reactor(const options& o = {}) {
                                    ", which is none of its values");
   if (o.ring_entries == 0)
     detail::throw_invalid_argument("coax: options::ring_entries is 0: a ring has at least 1");
-  const detail::standard_fds_taken taken;
+  detail::hold_standard_fds();
   std::string why;
   if (wish.wanted != backend::epoll) {
 #if defined(COAX_WITHOUT_URING)

@@ -1,30 +1,20 @@
 #pragma once
 
 #include <coax/config.hpp>
-#include <coax/io/unique_fd.hpp>
 
-#include <sys/eventfd.h>
-
-#include <array>
-#include <utility>
+#include <fcntl.h>
+#include <unistd.h>
 
 namespace coax::inline COAX_ABI::detail {
 
-/// For as long as it lives, the numbers 0, 1 and 2 are taken. In a program that was started without one of
-/// them, what coax opens for itself must not pass for a standard stream: who reads that would take away
-/// a wake-up.
-class standard_fds_taken {
- public:
-  standard_fds_taken() noexcept {
-    for (unique_fd& each : held_) {
-      unique_fd lowest(::eventfd(0, EFD_CLOEXEC));
-      if (!lowest || lowest.get() > 2) return;
-      each = std::move(lowest);
-    }
-  }
-
- private:
-  std::array<unique_fd, 3> held_;
-};
+/// Opens /dev/null where a program was started without its standard input, output or error, as the C library
+/// does for programs that are given rights. Else what is opened next took such a number: a connection would
+/// be sent what is written to stderr.
+///
+/// See       stdin(3).
+inline void hold_standard_fds() noexcept {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (::fcntl(fd, F_GETFD) < 0 && ::open("/dev/null", O_RDWR) != fd) return;  // none is to be had
+}
 
 }  // namespace coax::inline COAX_ABI::detail

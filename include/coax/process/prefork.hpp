@@ -5,6 +5,7 @@
 #include <coax/io/main_root.hpp>
 #include <coax/io/signal_bits.hpp>
 #include <coax/net/listener.hpp>
+#include <coax/process/log_line.hpp>
 #include <coax/process/run.hpp>
 #include <coax/process/signal_hub.hpp>
 #include <coax/process/supervisor.hpp>
@@ -20,7 +21,6 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -86,19 +86,18 @@ int run_held(reactor& r, const sigset_t& held, const Make& make) {
 /// The life of one process: its exit status.
 template <class Make>
 int run_child(const options& o, int number, const sigset_t& held, const Make& make) {
+  const std::string called =
+      "process " + std::to_string(number) + " (pid " + std::to_string(::getpid()) + ')';
   int status = 1;
   const std::exception_ptr failure = caught([&] {
     signal_hub::instance().tell_stop_once();
     const std::unique_ptr<reactor> r = make_reactor(o);
     ignore_sigpipe();
     const std::string why = r->fallback_reason().empty() ? "" : " (" + r->fallback_reason() + ")";
-    std::fprintf(stderr, "coax: process %d (pid %d) started: %s%s\n", number,
-                 static_cast<int>(::getpid()), std::string(r->backend()).c_str(), why.c_str());
+    log_line(called + " started: " + std::string(r->backend()) + why);
     status = run_held(*r, held, make);
   });
-  if (failure)
-    std::fprintf(stderr, "coax: process %d (pid %d): %s\n", number, static_cast<int>(::getpid()),
-                 words_of(failure).c_str());
+  if (failure) log_line(called + ": " + words_of(failure));
   return status;
 }
 
@@ -115,7 +114,7 @@ int run_child(const options& o, int number, const sigset_t& held, const Make& ma
 /// counts, whoever sent it. Those that have not ended after `o.drain` are killed; a second
 /// signal kills all at once. When this process is killed, the others get SIGTERM.
 ///
-/// Each start, with its backend, and each end is a line on stderr.
+/// Each start, with its backend, and each end is a line on stderr, or none where that would have to wait.
 ///
 /// Result    after a stop: 0 when all processes that ran then ended with status 0, else 1. For `main` to
 ///           return.

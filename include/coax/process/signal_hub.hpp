@@ -81,7 +81,7 @@ class signal_hub {
   /// The descriptor stays open as long as the process: a handler may be about to write to it at any
   /// moment. After a fork it, and what is noted, are the parent's.
   void begin_in_this_process() {
-    const standard_fds_taken taken;
+    hold_standard_fds();
     const int fresh = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fresh < 0) throw_system_error(error_of(-errno), "coax: eventfd");
     const int inherited = wake_fd_.exchange(fresh);

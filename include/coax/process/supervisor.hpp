@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/signal_bits.hpp>
+#include <coax/process/log_line.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/loop.hpp>
 
@@ -80,6 +81,11 @@ class supervisor {
   supervisor(const supervisor&) = delete;
   supervisor& operator=(const supervisor&) = delete;
   ~supervisor() {
+    // One that came after the last process had ended, too, is answered by that.
+    const sigset_t stops = set_of(stop_signals);
+    const timespec at_once{};
+    while (stops_ > 0 && ::sigtimedwait(&stops, nullptr, &at_once) > 0) {
+    }
     ::pthread_sigmask(SIG_SETMASK, &mask_before_, nullptr);
     restore_actions();
   }
@@ -127,8 +133,8 @@ class supervisor {
       const int error = errno;
       each.started(0);
       const auto pause = std::chrono::duration_cast<std::chrono::milliseconds>(each.ended());
-      say("process " + std::to_string(i + 1) + " cannot be started: " + std::strerror(error) +
-          "; next try in " + std::to_string(pause.count()) + " ms");
+      log_line("process " + std::to_string(i + 1) + " cannot be started: " + std::strerror(error) +
+               "; next try in " + std::to_string(pause.count()) + " ms");
     }
   }
 
@@ -136,7 +142,8 @@ class supervisor {
   [[noreturn]] void become_child(const Child& child, int number, pid_t parent) {
     // A parent that is killed cannot tell: the kernel does, unless it died before this line.
     ::prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (::getppid() != parent) std::_Exit(1);
+    // (0: the parent is in another namespace of pids.)
+    if (const pid_t now = ::getppid(); now != parent && now != 0) std::_Exit(1);
     restore_actions();
     // A stop that comes before the child has said what it does about one is kept until then.
     const signal_bits before = bits_of(mask_before_);
@@ -189,18 +196,22 @@ class supervisor {
     for (std::size_t i = 0; i < children_.size(); ++i) {
       supervised& each = children_[i];
       int status = 0;
-      if (!each.runs() || ::waitpid(each.pid(), &status, WNOHANG) != each.pid()) continue;
+      if (!each.runs()) continue;
       const pid_t pid = each.pid();
+      const pid_t answer = ::waitpid(pid, &status, WNOHANG);
+      const bool taken_by_others = answer < 0 && errno == ECHILD;
+      if (answer != pid && !taken_by_others) continue;
       const auto pause = std::chrono::duration_cast<std::chrono::milliseconds>(each.ended());
-      std::string line = "process " + std::to_string(i + 1) + " (pid " + std::to_string(pid) +
-                         ") ended: " + end_in_words(status);
+      std::string line =
+          "process " + std::to_string(i + 1) + " (pid " + std::to_string(pid) + ") ended: " +
+          (taken_by_others ? "somebody else has waited for it" : end_in_words(status));
       if (!is_to_stop())
         line += pause.count() == 0
                     ? "; starting it again"
                     : "; starting it again in " + std::to_string(pause.count()) + " ms";
       else
-        all_well_ = all_well_ && status == 0;
-      say(line);
+        all_well_ = all_well_ && status == 0 && !taken_by_others;
+      log_line(line);
     }
   }
 
@@ -211,12 +222,10 @@ class supervisor {
 
   void kill_all(const char* why) {
     for (std::size_t i = 0; i < children_.size(); ++i)
-      if (children_[i].runs()) say("process " + std::to_string(i + 1) + " is killed: " + why);
+      if (children_[i].runs()) log_line("process " + std::to_string(i + 1) + " is killed: " + why);
     pass_on(SIGKILL);
     kill_at_ = clock::time_point::max();
   }
-
-  static void say(const std::string& line) { std::fprintf(stderr, "coax: %s\n", line.c_str()); }
 
   timeout drain_;
   std::vector<supervised> children_;
