@@ -2,6 +2,7 @@
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
+#include <coax/io/statistics.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/within.hpp>
 
@@ -296,5 +297,28 @@ TEST_CASE(
       s.cancel();
     };
     co_await coax::with_scope(body);
+  });
+}
+
+TEST_CASE("to wait for a stream as for a borrowed descriptor takes few turns") {
+  on_each_backend_and_simulation([]() -> coax::task<> {
+    for (const bool polls : {false, true}) {
+      fd_pair p = tcp_pair();
+      const taken_over socket(std::move(p.ours), true);
+      std::array<std::byte, 2> buffer;
+      const auto calls = [] { return coax::statistics(coax::reactor::current()).system_calls; };
+      const auto before = calls();
+      if (polls) {
+        auto late = co_await coax::within(20ms, coax::poll(socket.get(), POLLIN));
+        CHECK(late.error() == std::errc::timed_out);
+      } else {
+        auto late = co_await coax::within(20ms, coax::read(socket.get(), buffer));
+        CHECK(late.error() == std::errc::timed_out);
+      }
+      CHECK(calls() - before < 40);
+      put(p.theirs, "x");
+      auto got = co_await coax::read(socket.get(), buffer);
+      CHECK(got.value() == 1);
+    }
   });
 }

@@ -2,11 +2,19 @@
 #include "sockets.hpp"
 
 #include <coax/task/scope.hpp>
+#include <coax/task/within.hpp>
 
 #include <algorithm>
+#include <array>
+#include <chrono>
+#include <csignal>
 #include <functional>
 #include <string>
 #include <vector>
+
+#include <sys/time.h>
+
+using namespace std::chrono_literals;
 
 // System calls that are interrupted, answer short, or answer EAGAIN at the worst moment. Most of these calls are
 // epoll's; the same bodies run on io_uring, which tries a send before it queues one.
@@ -377,4 +385,39 @@ TEST_CASE("a peer that has always more to send lets others run after 64 KB") {
     co_await coax::with_scope(body);
     CHECK(most <= 64 * 1024);
   });
+}
+
+namespace {
+
+/// What the handler below does while the thread waits: a byte comes, and then the time is up.
+struct interruption {
+  static inline int into = -1;
+  static inline coax::clock::time_point until;
+
+  static void happens(int) {
+    static_cast<void>(!::write(into, "x", 1));
+    while (std::chrono::steady_clock::now().time_since_epoch() < until.time_since_epoch()) {
+    }
+  }
+};
+
+}  // namespace
+
+TEST_CASE("what came while a wait was interrupted for longer than its timeout beats that") {
+  struct sigaction before{};
+  struct sigaction action{};
+  action.sa_handler = &interruption::happens;
+  REQUIRE(::sigaction(SIGALRM, &action, &before) == 0);
+  on_each_backend([]() -> coax::task<> {
+    fd_pair p = tcp_pair();
+    const taken_over socket(std::move(p.ours), true);
+    std::array<std::byte, 4> some;
+    interruption::into = p.theirs.get();
+    interruption::until = coax::now() + 40ms;
+    const itimerval soon{{0, 0}, {0, 5'000}};
+    REQUIRE(::setitimer(ITIMER_REAL, &soon, nullptr) == 0);
+    auto got = co_await coax::within(20ms, receive(socket.get(), some));
+    CHECK(got.value() == 1);
+  });
+  ::sigaction(SIGALRM, &before, nullptr);
 }

@@ -284,3 +284,23 @@ TEST_CASE("poll of several that is interrupted looks again") {
     CHECK_FALSE(calls.now);
   }
 }
+
+TEST_CASE("poll of a socket that is closed under it is cancelled, not ready") {
+  on_each_backend_and_simulation([]() -> coax::task<> {
+    for (const short events : {short{POLLIN}, short{POLLPRI}, short{POLLIN | POLLRDHUP}}) {
+      fd_pair p = tcp_pair();
+      taken_over socket(std::move(p.ours), true);
+      bool ended = false;
+      co_await coax::with_scope([&](coax::scope& s) -> coax::task<> {
+        s.spawn([&]() -> coax::task<> {
+          auto polled = co_await coax::poll(socket.get(), events);
+          CHECK(polled.error() == std::errc::operation_canceled);
+          ended = true;
+        });
+        co_await turns(5);
+        socket.close();
+      });
+      CHECK(ended);
+    }
+  });
+}

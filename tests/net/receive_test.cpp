@@ -815,3 +815,32 @@ TEST_CASE("many connections echo through leases at once") {
     co_await coax::with_scope(body);
   });
 }
+
+TEST_CASE(
+    "that a connection was lost, and how, is told again also where there was no buffer to receive into") {
+  on_each_backend_and_simulation([]() -> task<> {
+    const auto body = [](stream& near, stream& far) -> task<> {
+      std::vector<coax::leased_buffer> kept;  // more than there are in the reactor's pool
+      for (int i = 0; i < 1100; ++i) {
+        auto sent = co_await far.write("x");
+        auto got = co_await near.receive();
+        REQUIRE((sent && got));
+        kept.push_back(std::move(*got));
+      }
+      co_await coax::with_scope([&](coax::scope& s) -> task<> {
+        s.spawn([&]() -> task<> {
+          for (int i = 0; i < 3; ++i) {
+            auto lost = co_await near.receive();
+            CHECK(lost.error() == std::errc::connection_reset);
+          }
+        });
+        co_await turns(5);
+        const linger at_once{1, 0};
+        REQUIRE(coax::syscalls::current().setsockopt(far.native_handle(), SOL_SOCKET, SO_LINGER,
+                                                     &at_once, sizeof at_once) == 0);
+        const stream gone = std::move(far);
+      });
+    };
+    co_await with_connected_pair(body);
+  });
+}

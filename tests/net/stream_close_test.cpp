@@ -5,6 +5,7 @@
 
 #include "pairs.hpp"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -17,6 +18,7 @@
 #include <span>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -531,4 +533,73 @@ TEST_CASE("close gives up in time on a peer that sends a little now and then, an
     });
   };
   on_simulation([&]() -> task<> { co_await with_connected_pair(body); });
+}
+
+TEST_CASE(
+    "SO_LINGER without time resets the connection, whatever was read before and whoever waits") {
+  enum class before {
+    nothing,
+    read,
+    receive,
+    reader_waits,
+    receiver_waits,
+    ends_on_another_thread
+  };
+  for (const before what : {before::nothing, before::read, before::receive, before::reader_waits,
+                            before::receiver_waits, before::ends_on_another_thread}) {
+    INFO("case " << static_cast<int>(what));
+    on_each_backend([what]() -> task<> {
+      raw_pair both = raw_connected(transport::tcp);
+      std::optional<stream> near(adopted(std::move(both.near)));
+      std::array<std::byte, 4> some;
+      REQUIRE(::send(both.far.get(), "x", 1, MSG_NOSIGNAL) == 1);
+      if (what == before::receive || what == before::receiver_waits ||
+          what == before::ends_on_another_thread) {
+        const auto lease = co_await near->receive();
+        REQUIRE(lease);
+      } else {
+        auto got = co_await near->read(some);
+        REQUIRE(got);
+      }
+      co_await coax::with_scope([&](coax::scope& s) -> task<> {
+        if (what == before::reader_waits)
+          s.spawn([&]() -> task<> { static_cast<void>(co_await near->read(some)); });
+        if (what == before::receiver_waits)
+          s.spawn([&]() -> task<> { static_cast<void>(co_await near->receive()); });
+        co_await turns(5);
+        const linger without_time{1, 0};
+        REQUIRE(::setsockopt(near->native_handle(), SOL_SOCKET, SO_LINGER, &without_time,
+                             sizeof(without_time)) == 0);
+        if (what == before::ends_on_another_thread) std::thread([own = std::move(*near)] {}).join();
+        near.reset();
+      });
+      co_await turns(5);
+      const auto got = ::recv(both.far.get(), some.data(), 1, MSG_DONTWAIT);
+      const int why = errno;
+      CHECK(got == -1);
+      CHECK(why == ECONNRESET);
+    });
+  }
+}
+
+TEST_CASE(
+    "a stream that is destroyed leaves its connection to who holds a duplicate of the descriptor") {
+  on_each_backend([]() -> task<> {
+    raw_pair both = raw_connected(transport::tcp);
+    const coax::unique_fd kept(::fcntl(both.near.get(), F_DUPFD_CLOEXEC, 0));
+    {
+      stream near = adopted(std::move(both.near));
+      REQUIRE(::send(both.far.get(), "x", 1, MSG_NOSIGNAL) == 1);
+      const auto lease = co_await near.receive();
+      REQUIRE(lease);
+      co_await turns(5);
+    }
+    co_await turns(5);
+    char next = 0;
+    CHECK(::send(kept.get(), "y", 1, MSG_NOSIGNAL) == 1);
+    CHECK(::recv(both.far.get(), &next, 1, MSG_DONTWAIT) == 1);
+    CHECK(::send(both.far.get(), "z", 1, MSG_NOSIGNAL) == 1);
+    CHECK(::recv(kept.get(), &next, 1, MSG_DONTWAIT) == 1);
+    CHECK(next == 'z');
+  });
 }

@@ -290,3 +290,48 @@ TEST_CASE("a read that waits goes on when its stream is moved") {
     CHECK(text_of(std::span(bytes).first(**how)) == "abc");
   });
 }
+
+TEST_CASE(
+    "a write that waits for a peer which has ended its side can be given up, and closed under") {
+  for (const transport t : {transport::tcp, transport::unix_socket}) {
+    INFO(name_of(t));
+    on_each_backend([t]() -> task<> {
+      raw_pair both = raw_connected(t);
+      std::optional<stream> near(adopted(std::move(both.near)));
+      REQUIRE(::shutdown(both.far.get(), SHUT_WR) == 0);
+      auto given_up = co_await coax::within(0ns, near->write(much()));
+      CHECK(given_up.error() == std::errc::timed_out);
+
+      raw_pair others = raw_connected(t);
+      near.emplace(adopted(std::move(others.near)));
+      REQUIRE(::shutdown(others.far.get(), SHUT_WR) == 0);
+      outcome how;
+      co_await coax::with_scope([&](coax::scope& s) -> task<> {
+        s.spawn(write_much, std::ref(*near), std::ref(how));
+        co_await turns(10);
+        CHECK_FALSE(how);
+        near.reset();
+      });
+      CHECK(how->error() == std::errc::operation_canceled);
+    });
+  }
+}
+
+TEST_CASE("a write that waits is told when this side is ended") {
+  for (const transport t : {transport::tcp, transport::unix_socket}) {
+    INFO(name_of(t));
+    on_each_backend([t]() -> task<> {
+      raw_pair both = raw_connected(t);
+      stream near = adopted(std::move(both.near));
+      outcome how;
+      co_await coax::with_scope([&](coax::scope& s) -> task<> {
+        s.spawn(write_much, std::ref(near), std::ref(how));
+        co_await turns(10);
+        CHECK_FALSE(how);
+        auto ended = near.shutdown_write();
+        CHECK(ended);
+      });
+      CHECK(how->error() == std::errc::broken_pipe);
+    });
+  }
+}

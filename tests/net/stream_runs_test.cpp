@@ -1,3 +1,4 @@
+#include <coax/io/statistics.hpp>
 #include <coax/net/stream.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/when_all.hpp>
@@ -15,6 +16,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -308,4 +310,42 @@ TEST_CASE(
       co_return;
     });
   }
+}
+
+TEST_CASE("what comes for a process that a connection was left to does not wake this one") {
+  on_each_backend([]() -> task<> {
+    raw_pair both = raw_connected(transport::tcp);
+    std::optional<stream> near(adopted(std::move(both.near)));
+    REQUIRE(::send(both.far.get(), "x", 1, 0) == 1);
+    std::array<std::byte, 4> some;
+    auto got = co_await near->read(some);
+    REQUIRE(got);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      both.far.reset();
+      for (char c = 0; ::recv(near->native_handle(), &c, 1, 0) == 1;)
+        if (::send(near->native_handle(), &c, 1, MSG_NOSIGNAL) != 1) break;
+      ::_exit(0);
+    }
+    near.reset();
+    std::atomic<bool> done = false;
+    std::thread client([&] {
+      char c = 0;
+      for (int i = 0; i < 500; ++i)
+        if (::send(both.far.get(), &c, 1, MSG_NOSIGNAL) != 1 ||
+            ::recv(both.far.get(), &c, 1, 0) != 1)
+          break;
+      both.far.reset();
+      done = true;
+    });
+    const auto turns_made = [] { return coax::statistics(coax::reactor::current()).turns; };
+    const auto before = turns_made();
+    std::uint64_t waits = 0;
+    for (; !done; ++waits) co_await coax::sleep_for(1ms);
+    CHECK(turns_made() - before < 3 * waits + 50);
+    client.join();
+    int how = -1;
+    REQUIRE(::waitpid(child, &how, 0) == child);
+    CHECK(how == 0);
+  });
 }

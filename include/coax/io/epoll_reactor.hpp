@@ -29,8 +29,9 @@ class epoll_reactor final : public readiness_reactor {
     epoll_event event{};
     event.events = EPOLLIN | EPOLLET;
     event.data.u64 = of_alarm;
-    if (!alarm_fd_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, alarm_fd_.get(), &event) < 0)
-      detail::throw_system_error(detail::error_of(-errno), "coax: timerfd");
+    if (!alarm_fd_) detail::throw_system_error(detail::error_of(-errno), "coax: timerfd_create");
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, alarm_fd_.get(), &event) < 0)
+      detail::throw_system_error(detail::error_of(-errno), "coax: epoll_ctl");
   }
 
   std::string_view backend() const noexcept override { return "epoll"; }
@@ -45,7 +46,7 @@ class epoll_reactor final : public readiness_reactor {
 
   int park(descriptor& d, const operation& op) noexcept override {
     // Once, for both directions. Adding reports what is true now, so no edge is lost before it.
-    if (d.owned) return add(d, stream_events);
+    if (d.owned) return d.registered ? 0 : add(d, stream_events);
     if (op.watched_as() == watching::shared) {
       // EXCLUSIVE wakes one of the processes that wait, not all. It can be added and deleted, not
       // modified.
@@ -88,6 +89,9 @@ class epoll_reactor final : public readiness_reactor {
     system().count_one();
     count_ =
         ::epoll_wait(epoll_.get(), events_.data(), static_cast<int>(reports_max), milliseconds);
+    if (count_ < 0 && errno != EINTR) fatal_no_wait("epoll_wait", errno);
+    // Interrupted, perhaps by a stop of the process: it says nothing of what has come meanwhile.
+    if (count_ < 0 && milliseconds != 0) return look(0);
     return count_ > 0;
   }
 

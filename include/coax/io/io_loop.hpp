@@ -109,6 +109,27 @@ class io_loop : public loop {
     return taken != nullptr ? taken : detail::buffer::make_private();
   }
 
+  /// What the kernel said of a stream: 0 for its end, or -errno. Only once it says by which error a
+  /// connection was lost, and then shows an end. Who reads must not take that for the peer's, whoever was
+  /// told.
+  static int told_again(descriptor& d, int answer) noexcept {
+    switch (-answer) {
+      case 0:
+        return -d.lost;
+      case ECONNRESET:
+      case ECONNABORTED:
+      case ECONNREFUSED:
+      case ETIMEDOUT:
+      case EHOSTDOWN:
+      case EHOSTUNREACH:
+      case ENETUNREACH:
+        d.lost = static_cast<std::uint8_t>(-answer) & 0x7f;
+        return answer;
+      default:
+        return answer;
+    }
+  }
+
   // --- for streams ---
 
   /// Takes over the descriptor of a new stream.
@@ -132,12 +153,19 @@ class io_loop : public loop {
     return !d->closing;
   }
 
+  /// This side of the stream `fd` was ended: has who waits to write to it try again, for the kernel need not say so.
+  void tell_writer(int fd) noexcept {
+    descriptor* d = descriptors_.known(fd);
+    if (d != nullptr && d->writer != nullptr && !d->closing) may_be_ready(*d->writer);
+  }
+
   /// What closing does to the socket itself, which other processes may share.
   enum class closing { everywhere, here };
 
   /// Closes `fd`. While an operation is pending on it the operation fails with
   /// std::errc::operation_canceled, and the number stays taken until that has ended; a connection
-  /// is shut down at once all the same, unless bytes are unread: then it is reset, once it is closed.
+  /// is shut down at once all the same, unless it is to be reset, which it is once it is closed. Where
+  /// nobody waits there is no shutdown, for another process may share the socket.
   ///
   /// In the child of a fork, which must leave the connection to its parent, only the descriptor is closed.
   void close(int fd, closing reach = closing::everywhere) noexcept {
@@ -153,21 +181,27 @@ class io_loop : public loop {
     const bool may_end = reach == closing::everywhere && !unread;
     if (d == nullptr || d->idle()) {
       const bool own = d != nullptr && d->owned;
-      if (d != nullptr) d->renew(false, false);
+      if (d != nullptr) end_life(*d);
       if (may_end && !own) return close_elsewhere(calls_, fd);
       calls_.close(fd);
       return;
     }
     d->stays_open = false;
-    if (may_end && !has_more(calls_, fd)) calls_.shutdown(fd, SHUT_RDWR);
+    const bool somebody_waits = d->reader != nullptr || d->writer != nullptr;
+    if (may_end && somebody_waits && !is_to_be_reset(calls_, fd)) calls_.shutdown(fd, SHUT_RDWR);
     end_what_waits(*d);
+    if (!somebody_waits) hurry_multishot_end(*d);
   }
 
   /// Closes a stream on another thread than that of the reactor it was made on, which may still have a
   /// multishot receive of it: that ends with the connection.
   static void close_elsewhere(syscalls& calls, int fd) noexcept {
-    if (detail::reactors_alive.load(std::memory_order_relaxed) != 0 && !has_more(calls, fd))
-      calls.shutdown(fd, SHUT_RDWR);
+    if (detail::reactors_alive.load(std::memory_order_relaxed) != 0) {
+      if (is_to_be_reset(calls, fd))
+        detail::undelivered::reset_at_once(calls, fd);
+      else
+        calls.shutdown(fd, SHUT_RDWR);
+    }
     calls.close(fd);
   }
 
@@ -226,10 +260,14 @@ class io_loop : public loop {
   virtual bool submit(operation& op) noexcept = 0;
   /// Asks the kernel to give `op` up. `ended` or `was_stopped` follows.
   virtual void cancel(operation& op) noexcept = 0;
+  /// The call of `op`, which waits, may give an answer now.
+  virtual void may_be_ready(operation&) noexcept {}
   /// The entry of a descriptor that nobody waits on any more is about to be closed or forgotten.
   virtual void forget(descriptor&) noexcept {}
   /// Asks the kernel to end the multishot receive of a descriptor. `multishot_ended` follows.
   virtual void stop_multishot(descriptor&) noexcept {}
+  /// Has it end now, if that can be, rather than in the next turn.
+  virtual void hurry_multishot_end(const descriptor&) noexcept {}
   /// Whether one is in the kernel, be it of a descriptor that is gone.
   virtual bool has_multishots() const noexcept { return false; }
 
@@ -239,27 +277,6 @@ class io_loop : public loop {
   static bool take(operation& op, int answer) noexcept {
     if (answer > 0 && !op.at_->closing) return op.take(answer);
     return take_end(op, answer);
-  }
-
-  /// What the kernel said of a stream: 0 for its end, or -errno. Only once it says by which error a
-  /// connection was lost, and then shows an end. Who reads must not take that for the peer's, whoever was
-  /// told.
-  static int told_again(descriptor& d, int answer) noexcept {
-    switch (-answer) {
-      case 0:
-        return -d.lost;
-      case ECONNRESET:
-      case ECONNABORTED:
-      case ECONNREFUSED:
-      case ETIMEDOUT:
-      case EHOSTDOWN:
-      case EHOSTUNREACH:
-      case ENETUNREACH:
-        d.lost = static_cast<std::uint8_t>(-answer) & 0x7f;
-        return answer;
-      default:
-        return answer;
-    }
   }
 
   /// `op` has taken its last answer.
@@ -349,10 +366,17 @@ class io_loop : public loop {
     return of_the_call + (moved ? answer / bytes_of_one : 0);
   }
 
-  /// Whether the kernel holds bytes that nobody has received.
-  static bool has_more(syscalls& calls, int fd) noexcept {
+  /// Whether closing the socket alone resets the connection: the kernel holds bytes that nobody has received, or
+  /// somebody has asked for it, by SO_LINGER.
+  static bool is_to_be_reset(syscalls& calls, int fd) noexcept {
     char next = 0;
-    return calls.recv(fd, &next, sizeof(next), MSG_PEEK | MSG_DONTWAIT) > 0;
+    int more = 0;
+    do more = calls.recv(fd, &next, sizeof(next), MSG_PEEK | MSG_DONTWAIT);
+    while (more == -EINTR);
+    linger asked{};
+    socklen_t size = sizeof(asked);
+    const int got = calls.getsockopt(fd, SOL_SOCKET, SO_LINGER, &asked, &size);
+    return more > 0 || (got == 0 && asked.l_onoff != 0 && asked.l_linger == 0);
   }
 
   /// Whether no rule stands against `op`, as is the rule; then it has its descriptor.
@@ -406,8 +430,6 @@ class io_loop : public loop {
     if ((!d.owned || d.closing) && d.idle()) settle_now(d);
   }
   [[gnu::noinline]] void settle_now(descriptor& d) noexcept {
-    // Also before it is closed: another process may keep the same socket open, and the kernel
-    // would go on to report it.
     if (!d.owned) forget(d);
     if (!d.closing) return;
     if (d.stays_open) {
@@ -415,8 +437,15 @@ class io_loop : public loop {
       return;
     }
     const int fd = d.fd;
-    d.renew(false, false);
+    end_life(d);
     calls_.close(fd);
+  }
+
+  /// It is about to be closed. Another process may keep the same socket open, and the kernel would go on to report it.
+  void end_life(descriptor& d) noexcept {
+    if (detail::has_forked.load(std::memory_order_relaxed)) forget(d);
+    if (home_ != 0) detail::homes::moves_out(d.fd, home_);
+    d.renew(false, false);
   }
 
   void take_over(descriptor& d) noexcept {

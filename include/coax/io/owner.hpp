@@ -14,6 +14,9 @@ namespace coax::inline COAX_ABI::detail {
 /// child from its parent without a system call.
 inline constinit std::atomic<unsigned> forks_counted{0};
 
+/// Whether this process has forked: then another may hold what it holds.
+inline constinit std::atomic<bool> has_forked{false};
+
 /// Reactors of this process.
 inline constinit std::atomic<int> reactors_alive{0};
 
@@ -21,10 +24,13 @@ inline constinit std::atomic<int> reactors_alive{0};
 ///
 /// Thread    any.
 inline unsigned forks_so_far() noexcept {
-  static const int registered = ::pthread_atfork(nullptr, nullptr, [] {
-    ++forks_counted;
-    reactors_alive = 0;  // those are the parent's
-  });
+  static const int registered = ::pthread_atfork(
+      nullptr, [] { has_forked = true; },
+      [] {
+        ++forks_counted;
+        has_forked = false;
+        reactors_alive = 0;  // those are the parent's
+      });
   if (registered != 0) fatal("no memory to be told of a fork");
   return forks_counted.load(std::memory_order_relaxed);
 }

@@ -19,6 +19,8 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <optional>
@@ -209,6 +211,12 @@ class reactor : public io_loop {
   virtual bool make_calls() noexcept { return false; }
 
   // --- for a backend ---
+
+  /// Without waiting there is no going on, and to try for ever would burn the core.
+  [[noreturn, gnu::cold]] static void fatal_no_wait(const char* call, int error) noexcept {
+    std::fprintf(stderr, "coax: %s: %s\n", call, std::strerror(error));
+    detail::fatal("the kernel does not let this reactor wait any more");
+  }
 
   /// Whether the kernel's timer has to be set for `deadline`: only when that is sooner than what it is
   /// set for. Most deadlines are dropped before they come, and later ones follow; that the timer goes

@@ -139,6 +139,10 @@ class readiness_reactor : public reactor {
            (op.at_->ready & static_cast<unsigned>(op.waits_for())) == 0;
   }
 
+  void may_be_ready(operation& op) noexcept final {
+    op.at_->ready |= static_cast<unsigned>(op.waits_for());
+    try_later(op);
+  }
   void try_later(operation& op) noexcept {
     if (!op.in_line_ && !must_wait(op)) put_in_line(op, calls_);
   }

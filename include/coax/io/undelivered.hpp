@@ -60,6 +60,13 @@ class undelivered {
     const linger at_once{1, 0};
     calls.setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
   }
+  /// The same though something in the kernel, of another thread's, keeps the socket from being closed.
+  static void reset_at_once(syscalls& calls, int fd) noexcept {
+    sockaddr nobody{};
+    nobody.sa_family = AF_UNSPEC;
+    // As connect(2) has it, that dissolves the association of TCP. Others cannot be reset.
+    if (calls.connect(fd, &nobody, sizeof(nobody)) < 0) calls.shutdown(fd, SHUT_RDWR);
+  }
 
  private:
   struct entry {

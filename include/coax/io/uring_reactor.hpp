@@ -97,10 +97,10 @@ class uring_reactor final : public completion_reactor {
   void cancel(operation& op) noexcept override {
     if (left_multishot(op)) return was_stopped(op);
     if (backlog_.remove(op)) return was_stopped(op);  // the kernel has not seen it
-    if (op.cancel_queued_) return;
-    op.cancel_queued_ = true;
-    cancellations_.push(op);
-    queue_cancellations();
+    queue_cancellation(op);
+  }
+  void may_be_ready(operation& op) noexcept override {
+    if (op.polling_) queue_cancellation(op);
   }
 
   void poll(std::optional<clock::time_point> deadline) noexcept override {
@@ -114,12 +114,15 @@ class uring_reactor final : public completion_reactor {
       if (kernel_has_work()) entered = system().ring_submit(ring_);
     } else if (!must_not_wait) {
       entered = system().ring_submit_and_wait(ring_);
+      // Interrupted, perhaps by a stop of the process: what has come meanwhile is not there yet.
+      if (io_uring_cq_ready(&ring_) == 0 && kernel_has_work()) {
+        check(entered);
+        entered = system().ring_submit(ring_);
+      }
     } else if (io_uring_sq_ready(&ring_) != 0 || kernel_has_work()) {
       // Completions appear only when the ring is entered: looking at it would starve them.
       entered = system().ring_submit(ring_);
     }
-    // EINTR is a signal; EAGAIN and EBUSY say that completions must be reaped before more is taken:
-    // what was not submitted stays queued for the next turn.
     check(entered);
     reap();
     queue_backlog();
@@ -134,9 +137,21 @@ class uring_reactor final : public completion_reactor {
     }
   }
 
+  /// EINTR is a signal; EAGAIN and EBUSY say that completions must be reaped before more is taken: what was not
+  /// submitted stays queued for the next turn.
   static void check(int entered) noexcept {
-    if (entered == -EBADR)
-      detail::fatal("io_uring has lost completions: the kernel had no memory to keep them");
+    switch (-entered) {
+      case EINTR:
+      case EAGAIN:
+      case EBUSY:
+      case ENOMEM:
+      case ETIME:
+        return;
+      case EBADR:
+        detail::fatal("io_uring has lost completions: the kernel had no memory to keep them");
+      default:
+        if (entered < 0) fatal_no_wait("io_uring_enter", -entered);
+    }
   }
 
   /// Sees to it that a wait ends at `deadline`. False when there is no room in the ring to say so.
@@ -189,31 +204,53 @@ class uring_reactor final : public completion_reactor {
   }
 
   void completed(operation& op, int answer) noexcept {
+    if (op.polling_ || answer < 0) return has_not_succeeded(op, answer);
+    if (take(op, answer)) return finish(op);
+    do_again(op);
+  }
+  [[gnu::noinline]] void has_not_succeeded(operation& op, int answer) noexcept {
     if (op.polling_) {
       op.polling_ = false;
       // A poll also ends for a half-close, as often as it is asked, while a full socket is not ready at all.
-      if (answer >= 0 && (answer & op.waits_for()) == 0) op.pausing_ = true;
-      if (answer >= 0 || answer == -ETIME)
-        answer = -EINTR;  // it may be ready: ask for the thing itself
+      if (answer >= 0 && (answer & op.waits_for()) == 0) pauses(op);
+      // It may be ready, the pause is over, or somebody knows better: ask for the thing itself.
+      if (answer >= 0 || answer == -ETIME || (answer == -ECANCELED && !is_given_up(op)))
+        answer = -EINTR;
     } else if (answer == -EAGAIN) {
       op.polling_ = !op.stop_requested_;
       answer = -EINTR;
     }
-    if (answer == -ECANCELED && (op.stop_requested_ || op.at_->closing)) return finish_stopped(op);
+    if (answer == -ECANCELED && is_given_up(op)) return finish_stopped(op);
     if (answer != -EINTR && take(op, answer)) return finish(op);
-    // To be done again. A request to stop that came between two steps wins.
-    if (op.stop_requested_ || op.at_->closing) return finish_stopped(op);
+    do_again(op);
+  }
+  static bool is_given_up(const operation& op) noexcept {
+    return op.stop_requested_ || op.at_->closing;
+  }
+  /// A request to stop that came between two steps wins.
+  [[gnu::noinline]] void do_again(operation& op) noexcept {
+    if (is_given_up(op)) return finish_stopped(op);
     queue(op);
+  }
+  /// From now on, in the stead of polls.
+  void pauses(operation& op) noexcept {
+    if (op.pausing_) return;
+    op.pausing_ = true;
+    ++pausing_;
   }
 
   void finish(operation& op) noexcept {
-    drop_cancellation(op);
+    settled(op);
     ended(op);
   }
   void finish_stopped(operation& op) noexcept {
     op.polling_ = false;
-    drop_cancellation(op);
+    settled(op);
     was_stopped(op);
+  }
+  void settled(operation& op) noexcept {
+    if (op.pausing_) --pausing_;
+    drop_cancellation(op);
   }
 
   // --- multishot receives ---
@@ -250,6 +287,13 @@ class uring_reactor final : public completion_reactor {
     stops_.push_back(key);  // it has the room: see may_arm
     queue_cancellations();
   }
+  /// The ring is entered for the cancellation, and once more for what has come of it.
+  void hurry_multishot_end(const descriptor& d) noexcept override {
+    for (int left = 4; left > 0 && d.multishot; --left) {
+      check(system().ring_submit(ring_));
+      reap();
+    }
+  }
   void buffers_ran_dry() noexcept override { provided_.ran_dry(); }
 
   // --- the submission queue ---
@@ -261,10 +305,17 @@ class uring_reactor final : public completion_reactor {
     if (!op.polling_)
       op.prepare(*sqe);
     else if (op.pausing_)
-      io_uring_prep_timeout(sqe, &pause_, 0, 0);
+      prepare_pause(*sqe);
     else
       io_uring_prep_poll_add(sqe, op.fd(), static_cast<std::uint16_t>(op.waits_for()));
     io_uring_sqe_set_data(sqe, &op);
+  }
+
+  /// A millisecond for each that pauses, up to a second: all of them together look about once in one.
+  [[gnu::noinline]] void prepare_pause(io_uring_sqe& sqe) noexcept {
+    constexpr std::size_t pause_max_ms = 999;
+    pause_.tv_nsec = static_cast<long long>(std::min(pausing_, pause_max_ms)) * 1'000'000;
+    io_uring_prep_timeout(&sqe, &pause_, 0, 0);
   }
 
   io_uring_sqe* free_entry() noexcept {
@@ -301,6 +352,12 @@ class uring_reactor final : public completion_reactor {
     }
   }
 
+  [[gnu::noinline]] void queue_cancellation(operation& op) noexcept {
+    if (op.cancel_queued_) return;
+    op.cancel_queued_ = true;
+    cancellations_.push(op);
+    queue_cancellations();
+  }
   void drop_cancellation(operation& op) noexcept {
     if (!op.cancel_queued_) return;
     op.cancel_queued_ = false;
@@ -310,7 +367,8 @@ class uring_reactor final : public completion_reactor {
   io_uring ring_{};
   bool is_set_up_ = false;
   __kernel_timespec alarm_time_{};  // which the kernel reads as it takes the submission, like this:
-  __kernel_timespec pause_{0, 10'000'000};  // 10 ms, of an operation
+  __kernel_timespec pause_{};
+  std::size_t pausing_ = 0;  // operations
   detail::provided_buffers provided_;
   bool cannot_provide_ = false;
   unsigned completions_ = 0;          // in this turn

@@ -3,6 +3,7 @@
 #include <coax/config.hpp>
 #include <coax/io/operations/accept.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/io/standard_fds.hpp>
 #include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
 #include <coax/net/endpoint.hpp>
@@ -54,6 +55,7 @@ class listener {
     return bind(*parsed, how);
   }
   static result<listener> bind(const endpoint& where, const listen_options& how = {}) {
+    detail::hold_standard_fds();
     // Non-blocking, because another process may take the connection that woke this one.
     syscalls& calls = syscalls::current();
     const int made = calls.socket(where.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -210,7 +212,8 @@ class listener {
     }
   }
   static bool is_shortage(int error) noexcept {
-    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM ||
+           error == ENOSPC;  // of what epoll(7) may watch
   }
 
   unique_fd fd_;

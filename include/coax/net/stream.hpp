@@ -142,6 +142,7 @@ class stream {
   result<void> shutdown_write() noexcept {
     const int answer = syscalls::current().shutdown(fd_, SHUT_WR);
     if (answer < 0) return detail::error_of(answer);
+    if (loop::running() != nullptr) reactor::current().tell_writer(fd_);
     return {};
   }
 

@@ -16,10 +16,9 @@ inline int kernel::setsockopt(int fd, int level, int option, const void* value,
   const auto s = socket_of(fd);
   if (s == nullptr) return not_a_socket(fd);
   if (level == SOL_SOCKET && option == SO_LINGER) {
-    linger wanted{};
-    if (size < sizeof(wanted)) return -EINVAL;
-    std::memcpy(&wanted, value, sizeof(wanted));
-    s->resets_on_close = wanted.l_onoff != 0 && wanted.l_linger == 0;
+    if (size < sizeof(s->lingers)) return -EINVAL;
+    std::memcpy(&s->lingers, value, sizeof(s->lingers));
+    s->lingers.l_onoff = s->lingers.l_onoff != 0 ? 1 : 0;
     return 0;
   }
   int number = 0;
@@ -60,6 +59,11 @@ inline int kernel::getsockopt(int fd, int level, int option, void* value,
   counted(0);
   const auto s = socket_of(fd);
   if (s == nullptr) return not_a_socket(fd);
+  if (level == SOL_SOCKET && option == SO_LINGER) {
+    *size = std::min<socklen_t>(*size, sizeof(s->lingers));
+    std::memcpy(value, &s->lingers, *size);
+    return 0;
+  }
   int number = 0;
   if (level == SOL_SOCKET && option == SO_ERROR) {
     number = s->take_error();

@@ -150,7 +150,8 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
     orphan_ = true;
     if (phase_ == phase::connecting) return end(0);
     if (phase_ != phase::open) return;
-    if (unread() > 0 || resets_on_close) return reset();
+    const bool asked_for = lingers.l_onoff != 0 && lingers.l_linger == 0;
+    if (unread() > 0 || asked_for) return reset();
     shut_read_ = shut_write_ = true;
     pump();
     wait_for_peer_to_end();
@@ -252,7 +253,7 @@ class tcp_socket final : public file, public std::enable_shared_from_this<tcp_so
   bool reuse_address = false;
   bool reuse_port = false;
   bool v6only = false;
-  bool resets_on_close = false;                    // SO_LINGER with no time
+  linger lingers{};                                // SO_LINGER: with no time it resets when closed
   std::map<std::pair<int, int>, int> options_set;  // those without an effect, as (level, option)
 
   void send_max(std::size_t bytes) noexcept { sending_.size_max(bytes); }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/io/descriptors.hpp>
 #include <coax/io/operation.hpp>
 #include <coax/io/syscalls.hpp>
 #include <coax/io/unique_fd.hpp>
@@ -42,6 +43,8 @@ class poll final : public basic_operation<poll, short> {
     return (ready.revents & POLLNVAL) != 0 ? -EBADF : ready.revents;
   }
   bool take(int answer) noexcept override {
+    if (answer > 0 && at_->closing)
+      answer = -ECANCELED;  // what is true now, closing has brought about
     if (answer > 0 && set_) {
       answer = perform(syscalls::current());
       if (answer == -EAGAIN || answer == -EINTR) return false;

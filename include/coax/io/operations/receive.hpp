@@ -56,7 +56,7 @@ class receive final : public basic_operation<receive, leased_buffer> {
   }
   bool take(int answer) noexcept override {
     if (std::exchange(polls_, false) && answer > 0) {
-      answer = perform(syscalls::current());
+      answer = at_->closing ? -ECANCELED : io_loop::told_again(*at_, perform(syscalls::current()));
       if (answer == -EAGAIN || answer == -EINTR) return false;
     }
     result_ = answer;

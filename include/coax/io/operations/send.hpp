@@ -31,7 +31,9 @@ class send final : public basic_operation<send, std::size_t> {
   const char* name() const noexcept override { return "send"; }
   void prepare([[maybe_unused]] io_uring_sqe& sqe) noexcept override {
 #if !defined(COAX_WITHOUT_URING)
-    io_uring_prep_send(&sqe, fd(), rest().data(), rest().size(), MSG_NOSIGNAL);
+    // Left to wait for itself, a send to a peer that has ended its side would block a thread of the kernel's, where
+    // a cancellation does not reach it.
+    io_uring_prep_send(&sqe, fd(), rest().data(), rest().size(), MSG_DONTWAIT | MSG_NOSIGNAL);
 #endif
   }
   int perform(syscalls& calls) noexcept override {
