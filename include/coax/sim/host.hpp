@@ -128,8 +128,12 @@ class host final : private host_services {
   /// Connections its TCP knows, also those that no descriptor stands for any more.
   std::size_t connections() const noexcept { return tcp_.connections(); }
 
-  /// The loop of the program. Only while it runs.
-  reactor& loop() noexcept { return loop_->as_reactor(); }
+  /// The loop of the program. Only while it runs: else this program ends with a message.
+  reactor& loop() noexcept {
+    if (loop_ == nullptr)
+      coax::detail::fatal("a host of a simulation was asked for its loop while it did not run");
+    return loop_->as_reactor();
+  }
 
   // --- for the world ---
 
