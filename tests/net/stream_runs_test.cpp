@@ -7,6 +7,7 @@
 #include "../task/death.hpp"
 #include "pairs.hpp"
 
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -320,6 +321,9 @@ TEST_CASE("what comes for a process that a connection was left to does not wake 
     std::array<std::byte, 4> some;
     auto got = co_await near->read(some);
     REQUIRE(got);
+    auto waited = co_await coax::within(0ms, near->read(some));  // epoll watches it
+    REQUIRE_FALSE(waited);
+    for (const int fd : {near->native_handle(), both.far.get()}) ::fcntl(fd, F_SETFL, 0);
     const pid_t child = ::fork();
     if (child == 0) {
       both.far.reset();
