@@ -353,3 +353,32 @@ TEST_CASE("what comes for a process that a connection was left to does not wake 
     CHECK(how == 0);
   });
 }
+
+TEST_CASE("a writer that waited when its stream ended on another thread writes to nobody else") {
+  const std::string much(std::size_t{4} << 20, 'S');
+  on_each_backend([&]() -> task<> {
+    raw_pair both = raw_connected(transport::unix_socket);
+    const int number = both.near.get();
+    stream ours = adopted(std::move(both.near));
+    std::error_code how;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn([&]() -> task<> {
+        auto sent = co_await ours.write(much);
+        how = sent.error();
+      });
+      co_await turns(10);
+      std::thread([gone = std::move(ours)] {}).join();
+      raw_pair next = raw_connected(transport::unix_socket);
+      REQUIRE((next.near.get() == number || next.far.get() == number));
+      if (next.far.get() == number) std::swap(next.near, next.far);
+      stream later = adopted(std::move(next.near));
+      co_await turns(10);
+      std::array<char, 4> some;
+      CHECK(::recv(next.far.get(), some.data(), some.size(), MSG_DONTWAIT) == -1);
+      auto sent = co_await later.write("x");
+      CHECK(sent);
+      CHECK(::recv(next.far.get(), some.data(), some.size(), MSG_DONTWAIT) == 1);
+    });
+    CHECK(how);
+  });
+}

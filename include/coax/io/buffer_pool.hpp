@@ -94,9 +94,9 @@ class buffer_pool {
 
   /// The reactor is done with it; whoever gives the last buffer back ends it.
   void abandon() noexcept {
-    left_ = in_use_;
+    left_ = in_use_ + 1;  // this call's own, so that nobody ends the pool before it has
     abandoned_ = true;
-    std::size_t came_back = 0;
+    std::size_t came_back = 1;
     for (buffer* b = returned_.exchange(closed()); b != nullptr; b = b->next) ++came_back;
     if (left_.fetch_sub(came_back) == came_back) delete this;
   }

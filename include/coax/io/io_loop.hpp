@@ -188,7 +188,8 @@ class io_loop : public loop {
     }
     d->stays_open = false;
     const bool somebody_waits = d->reader != nullptr || d->writer != nullptr;
-    if (may_end && somebody_waits && !is_to_be_reset(calls_, fd)) calls_.shutdown(fd, SHUT_RDWR);
+    if (may_end && somebody_waits && !has_more(calls_, fd) && !is_to_be_reset(calls_, fd))
+      calls_.shutdown(fd, SHUT_RDWR);
     end_what_waits(*d);
     if (!somebody_waits) hurry_multishot_end(*d);
   }
@@ -196,7 +197,7 @@ class io_loop : public loop {
   /// Closes a stream on another thread than that of the reactor it was made on, which may still have a
   /// multishot receive of it: that ends with the connection.
   static void close_elsewhere(syscalls& calls, int fd) noexcept {
-    if (detail::reactors_alive.load(std::memory_order_relaxed) != 0) {
+    if (detail::reactors_alive.load(std::memory_order_relaxed) != 0 && !has_more(calls, fd)) {
       if (is_to_be_reset(calls, fd))
         detail::undelivered::reset_at_once(calls, fd);
       else
@@ -366,17 +367,20 @@ class io_loop : public loop {
     return of_the_call + (moved ? answer / bytes_of_one : 0);
   }
 
-  /// Whether closing the socket alone resets the connection: the kernel holds bytes that nobody has received, or
-  /// somebody has asked for it, by SO_LINGER.
-  static bool is_to_be_reset(syscalls& calls, int fd) noexcept {
+  /// Whether the kernel holds bytes that nobody has received: then closing the socket resets the connection.
+  static bool has_more(syscalls& calls, int fd) noexcept {
     char next = 0;
     int more = 0;
     do more = calls.recv(fd, &next, sizeof(next), MSG_PEEK | MSG_DONTWAIT);
     while (more == -EINTR);
+    return more > 0;
+  }
+  /// Whether somebody has asked for that, by SO_LINGER.
+  static bool is_to_be_reset(syscalls& calls, int fd) noexcept {
     linger asked{};
     socklen_t size = sizeof(asked);
-    const int got = calls.getsockopt(fd, SOL_SOCKET, SO_LINGER, &asked, &size);
-    return more > 0 || (got == 0 && asked.l_onoff != 0 && asked.l_linger == 0);
+    return calls.getsockopt(fd, SOL_SOCKET, SO_LINGER, &asked, &size) == 0 && asked.l_onoff != 0 &&
+           asked.l_linger == 0;
   }
 
   /// Whether no rule stands against `op`, as is the rule; then it has its descriptor.

@@ -103,7 +103,7 @@ class operation : public waiter {
         stop_requested_(false),
         in_line_(false),
         polling_(false),
-        pausing_(false),
+        pauses_(0),
         cancel_queued_(false),
         by_multishot_(false),
         no_multishot_(false),
@@ -148,9 +148,10 @@ class operation : public waiter {
   bool writes_ : 1;
   bool reads_ : 1;
   bool stop_requested_ : 1;
-  bool in_line_ : 1;        // readiness: it is among those whose call is to be made
-  bool polling_ : 1;        // io_uring: what is in the ring is a poll for `waits_for`
-  bool pausing_ : 1;        // io_uring: that poll ends too soon, so it pauses in its stead
+  bool in_line_ : 1;  // readiness: it is among those whose call is to be made
+  bool polling_ : 1;  // io_uring: what is in the ring is a poll for `waits_for`
+  std::uint8_t
+      pauses_ : 4;  // io_uring: that poll ends too soon, so it pauses in its stead, ever longer
   bool cancel_queued_ : 1;  // io_uring: a cancellation waits for room in the ring
   bool by_multishot_ : 1;   // completion: the kernel does not have it, but serves it
   bool no_multishot_ : 1;   // completion: that was tried

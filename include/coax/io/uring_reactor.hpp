@@ -14,6 +14,7 @@
 #include <liburing.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdint>
 #include <optional>
@@ -63,6 +64,16 @@ class uring_reactor final : public completion_reactor {
   // Up to so many completions in a turn count as few: see operation::first_try.
   static constexpr unsigned few = 1;
 
+  // The pauses of an operation: from 1 ms, and doubling as long as they are in vain, to 256 ms.
+  static constexpr std::uint8_t pauses_first = 1;
+  static constexpr std::uint8_t pauses_max = 9;
+  static constexpr std::array<__kernel_timespec, pauses_max + 1> pauses() noexcept {
+    std::array<__kernel_timespec, pauses_max + 1> all{};
+    for (int i = pauses_first; i <= pauses_max; ++i)
+      all[static_cast<std::size_t>(i)].tv_nsec = 1'000'000LL << (i - pauses_first);
+    return all;
+  }
+
   /// Result    0 or -errno.
   int set_up(unsigned entries) noexcept {
     io_uring_params params{};
@@ -100,7 +111,10 @@ class uring_reactor final : public completion_reactor {
     queue_cancellation(op);
   }
   void may_be_ready(operation& op) noexcept override {
-    if (op.polling_) queue_cancellation(op);
+    if (!op.polling_) return;
+    if (!backlog_.remove(op)) return queue_cancellation(op);
+    op.polling_ = false;
+    backlog_.push(op);
   }
 
   void poll(std::optional<clock::time_point> deadline) noexcept override {
@@ -206,13 +220,17 @@ class uring_reactor final : public completion_reactor {
   void completed(operation& op, int answer) noexcept {
     if (op.polling_ || answer < 0) return has_not_succeeded(op, answer);
     if (take(op, answer)) return finish(op);
+    if (op.pauses_ > pauses_first) op.pauses_ = pauses_first;  // it gets on
     do_again(op);
   }
   [[gnu::noinline]] void has_not_succeeded(operation& op, int answer) noexcept {
+    drop_cancellation(op);  // it has ended; what is asked next, if anything, is another thing
     if (op.polling_) {
       op.polling_ = false;
       // A poll also ends for a half-close, as often as it is asked, while a full socket is not ready at all.
-      if (answer >= 0 && (answer & op.waits_for()) == 0) pauses(op);
+      const bool ended_too_soon = answer >= 0 && (answer & op.waits_for()) == 0;
+      if (ended_too_soon && op.pauses_ == 0) op.pauses_ = pauses_first;
+      if (answer == -ETIME && op.pauses_ < pauses_max) ++op.pauses_;
       // It may be ready, the pause is over, or somebody knows better: ask for the thing itself.
       if (answer >= 0 || answer == -ETIME || (answer == -ECANCELED && !is_given_up(op)))
         answer = -EINTR;
@@ -224,33 +242,23 @@ class uring_reactor final : public completion_reactor {
     if (answer != -EINTR && take(op, answer)) return finish(op);
     do_again(op);
   }
+  /// Also where its number stands for something else by now.
   static bool is_given_up(const operation& op) noexcept {
-    return op.stop_requested_ || op.at_->closing;
+    return op.stop_requested_ || op.at_->closing || !op.at_->is_awaited_by(op);
   }
   /// A request to stop that came between two steps wins.
   [[gnu::noinline]] void do_again(operation& op) noexcept {
     if (is_given_up(op)) return finish_stopped(op);
     queue(op);
   }
-  /// From now on, in the stead of polls.
-  void pauses(operation& op) noexcept {
-    if (op.pausing_) return;
-    op.pausing_ = true;
-    ++pausing_;
-  }
-
   void finish(operation& op) noexcept {
-    settled(op);
+    drop_cancellation(op);
     ended(op);
   }
   void finish_stopped(operation& op) noexcept {
     op.polling_ = false;
-    settled(op);
-    was_stopped(op);
-  }
-  void settled(operation& op) noexcept {
-    if (op.pausing_) --pausing_;
     drop_cancellation(op);
+    was_stopped(op);
   }
 
   // --- multishot receives ---
@@ -304,18 +312,11 @@ class uring_reactor final : public completion_reactor {
     if (sqe == nullptr) return backlog_.push(op);
     if (!op.polling_)
       op.prepare(*sqe);
-    else if (op.pausing_)
-      prepare_pause(*sqe);
+    else if (op.pauses_ != 0)
+      io_uring_prep_timeout(sqe, &pauses_[op.pauses_], 0, 0);
     else
       io_uring_prep_poll_add(sqe, op.fd(), static_cast<std::uint16_t>(op.waits_for()));
     io_uring_sqe_set_data(sqe, &op);
-  }
-
-  /// A millisecond for each that pauses, up to a second: all of them together look about once in one.
-  [[gnu::noinline]] void prepare_pause(io_uring_sqe& sqe) noexcept {
-    constexpr std::size_t pause_max_ms = 999;
-    pause_.tv_nsec = static_cast<long long>(std::min(pausing_, pause_max_ms)) * 1'000'000;
-    io_uring_prep_timeout(&sqe, &pause_, 0, 0);
   }
 
   io_uring_sqe* free_entry() noexcept {
@@ -366,9 +367,9 @@ class uring_reactor final : public completion_reactor {
 
   io_uring ring_{};
   bool is_set_up_ = false;
-  __kernel_timespec alarm_time_{};  // which the kernel reads as it takes the submission, like this:
-  __kernel_timespec pause_{};
-  std::size_t pausing_ = 0;  // operations
+  __kernel_timespec
+      alarm_time_{};  // which the kernel reads as it takes the submission, as it does these
+  std::array<__kernel_timespec, pauses_max + 1> pauses_ = pauses();
   detail::provided_buffers provided_;
   bool cannot_provide_ = false;
   unsigned completions_ = 0;          // in this turn
