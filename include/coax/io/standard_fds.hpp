@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <initializer_list>
+
 namespace coax::inline COAX_ABI::detail {
 
 /// Opens /dev/null where a program was started without its standard input, output or error, as the C library
