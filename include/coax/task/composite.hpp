@@ -108,7 +108,6 @@ class composite : public waiter {
 template <class T>
 class branch final : public root {
  public:
-  branch() noexcept : task_(task<T>::none()) {}  // for begin_later
   explicit branch(task<T> t) noexcept : task_(std::move(t)) {}
   branch(branch&& other) noexcept : branch(std::move(other.task_)) {}  // before it has begun
   ~branch() { this->destroy_first(); }
@@ -120,9 +119,8 @@ class branch final : public root {
     if (start_now()) ended(outcome::finished);
   }
 
-  /// Has `t` run from the next turn on, whether or not the awaiting root is being cancelled.
-  void begin_later(composite& owner, task<T> t) noexcept {
-    task_ = std::move(t);
+  /// Has it run from the next turn on, whether or not the awaiting root is being cancelled.
+  void begin_later(composite& owner) noexcept {
     take_up(owner);
     start_later();
   }

@@ -18,7 +18,7 @@ template <class T>
 class finally_end final : public composite {
  public:
   finally_end(task<T> body, task<> cleanup) noexcept
-      : body_(std::move(body)), cleanup_task_(std::move(cleanup)) {}
+      : body_(std::move(body)), cleanup_(std::move(cleanup)) {}
 
   waiting_for describe() const noexcept override {
     return {cleaning_up_ ? "a clean-up" : "a body with a clean-up"};
@@ -37,12 +37,11 @@ class finally_end final : public composite {
 
   void one_ended() noexcept override {
     if (std::exchange(cleaning_up_, true)) return;
-    cleanup_.begin_later(*this, std::move(cleanup_task_));
+    cleanup_.begin_later(*this);
   }
 
   branch<T> body_;
-  task<> cleanup_task_;  // made before the body begins: afterwards there may be no memory for it
-  branch<void> cleanup_;
+  branch<void> cleanup_;  // made before the body begins: afterwards there may be no memory for it
   bool cleaning_up_ = false;
 };
 

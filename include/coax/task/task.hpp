@@ -215,9 +215,6 @@ class [[nodiscard("a task does nothing until it is awaited or spawned")]] task {
     return task_awaiter<T>(std::exchange(coroutine_, nullptr));
   }
 
-  /// No task: for a place that one is moved to later.
-  static task none() noexcept { return task(nullptr); }
-
   /// Gives up the coroutine: for what starts tasks otherwise than by awaiting them.
   std::coroutine_handle<promise_type> release() && noexcept {
     return std::exchange(coroutine_, nullptr);
