@@ -4,8 +4,8 @@
 #include <coax/io/buffer_pool.hpp>
 
 #include <cstddef>
+#include <memory>
 #include <span>
-#include <utility>
 
 namespace coax::inline COAX_ABI {
 
@@ -22,15 +22,6 @@ class [[nodiscard]] leased_buffer {
  public:
   /// None; it has no bytes.
   leased_buffer() noexcept = default;
-  leased_buffer(leased_buffer&& other) noexcept : held_(std::exchange(other.held_, nullptr)) {}
-  leased_buffer& operator=(leased_buffer&& other) noexcept {
-    if (this != &other) {
-      release();
-      held_ = std::exchange(other.held_, nullptr);
-    }
-    return *this;
-  }
-  ~leased_buffer() { release(); }
 
   /// What was received, at least a byte.
   ///
@@ -46,11 +37,11 @@ class [[nodiscard]] leased_buffer {
   explicit leased_buffer(detail::buffer& filled) noexcept : held_(&filled) {}
 
  private:
-  void release() noexcept {
-    if (held_ != nullptr) std::exchange(held_, nullptr)->release();
-  }
+  struct releaser {
+    void operator()(detail::buffer* held) const noexcept { held->release(); }
+  };
 
-  detail::buffer* held_ = nullptr;
+  std::unique_ptr<detail::buffer, releaser> held_;
 };
 
 }  // namespace coax::inline COAX_ABI

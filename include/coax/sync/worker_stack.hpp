@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <type_traits>
 #include <utility>
@@ -34,21 +35,14 @@ class worker_stack {
                 "what is handed over must move without throwing");
   class reserve_awaiter;
   class park_awaiter;
+  struct giver_back {
+    void operator()(worker_stack* stack) const noexcept { stack->return_permit(); }
+  };
 
  public:
   /// The right to hand over one `T`. Not used, it is given back when it is destroyed.
   class [[nodiscard]] reservation {
    public:
-    reservation(reservation&& other) noexcept : stack_(std::exchange(other.stack_, nullptr)) {}
-    reservation& operator=(reservation&& other) noexcept {
-      if (this != &other) {
-        give_back();
-        stack_ = std::exchange(other.stack_, nullptr);
-      }
-      return *this;
-    }
-    ~reservation() { give_back(); }
-
     /// Gives `item` to the worker that parked last, which runs at the next turn. A reservation
     /// serves once.
     ///
@@ -57,16 +51,14 @@ class worker_stack {
     void hand_off(T item) {
       if (stack_ == nullptr)
         detail::fatal("a reservation was used twice: reserve once for each hand_off");
-      std::exchange(stack_, nullptr)->deliver(std::move(item));
+      stack_.release()->deliver(std::move(item));
     }
 
    private:
     friend class reserve_awaiter;
     explicit reservation(worker_stack& stack) noexcept : stack_(&stack) {}
-    void give_back() noexcept {
-      if (stack_ != nullptr) std::exchange(stack_, nullptr)->return_permit();
-    }
-    worker_stack* stack_;
+
+    std::unique_ptr<worker_stack, giver_back> stack_;
   };
 
   worker_stack() = default;
