@@ -350,11 +350,7 @@ class io_loop : public loop {
   /// a signal is pending, whatever came behind that; and no edge would tell of it again.
   bool there_is_more(const operation& op) noexcept {
     if (!op.reads() || op.watched_as() != watching::stream) return false;
-    return (op.at_->ready & POLLPRI) != 0 && is_readable(op);
-  }
-  [[gnu::noinline, gnu::cold]] bool is_readable(const operation& op) noexcept {
-    pollfd now{op.fd(), POLLIN, 0};
-    return calls_.poll(&now, 1) > 0;
+    return (op.at_->ready & POLLPRI) != 0 && calls_.true_of(op.fd(), POLLIN) > 0;
   }
 
   /// For how many completions of waits a call counts, besides that of its operation, and about as many

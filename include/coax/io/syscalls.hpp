@@ -12,6 +12,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <climits>
@@ -137,9 +138,7 @@ class syscalls {
   /// Whether one can read from `fd` (POLLIN) or write to it (POLLOUT) without waiting, whatever mode it is in:
   /// 0, -EAGAIN, or the error of trying.
   int ready_for(int fd, short event) noexcept {
-    pollfd asked{fd, event, 0};
-    const int count = poll(&asked, 1);
-    if (count != 0) return count < 0 ? count : 0;
+    if (const int now = true_of(fd, event); now != 0) return std::min(now, 0);
     // Never ready for what it was not made for: that is an error, and nothing to wait for.
     const bool reads = event == POLLIN;
     if (const int opened = opened_for(fd, reads ? O_RDONLY : O_WRONLY); opened < 0) return opened;
@@ -156,6 +155,12 @@ class syscalls {
   /// Never waits.
   virtual int poll(pollfd* fds, std::size_t count) noexcept {
     return answer(::poll(fds, count, 0));
+  }
+  /// Which of `events` are true of `fd` now, or that it has failed or hung up; 0 for none. See poll(2).
+  [[gnu::noinline]] int true_of(int fd, short events) noexcept {
+    pollfd asked{fd, events, 0};
+    const int count = poll(&asked, 1);
+    return count > 0 ? asked.revents : count;
   }
 
   /// Eight bytes of randomness. See getrandom(2).

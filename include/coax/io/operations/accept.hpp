@@ -37,11 +37,10 @@ class accept final : public basic_operation<accept, unique_fd> {
   int perform(syscalls& calls) noexcept override {
     if (watched_as() == watching::borrowed) {
       // It may be in blocking mode, and that is not ours to change.
-      pollfd ready{fd(), POLLIN, 0};
-      const int count = calls.poll(&ready, 1);
-      if (count < 0) return count;
+      const int ready = calls.true_of(fd(), POLLIN);
+      if (ready < 0) return ready;
       // Never ready for what it was not made for: that is an error, which the call below tells.
-      if (count == 0 && calls.listens(fd()) == 0) return -EAGAIN;
+      if (ready == 0 && calls.listens(fd()) == 0) return -EAGAIN;
     }
     return calls.accept(fd(), SOCK_CLOEXEC);
   }

@@ -30,9 +30,8 @@ class connect final : public basic_operation<connect, void> {
   int perform(syscalls& calls) noexcept override {
     if (in_progress_) {
       // Writable, or failed: poll says that it is over, SO_ERROR how.
-      pollfd ready{fd(), POLLOUT, 0};
-      const int count = calls.poll(&ready, 1);
-      if (count <= 0) return count < 0 ? count : -EAGAIN;
+      const int ready = calls.true_of(fd(), POLLOUT);
+      if (ready <= 0) return ready < 0 ? ready : -EAGAIN;
       return calls.connect_outcome(fd());
     }
     const int answer = calls.connect(fd(), to_, size_);

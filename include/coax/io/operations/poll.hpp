@@ -37,10 +37,9 @@ class poll final : public basic_operation<poll, short> {
     return asks_for_input() ? first_try::never : first_try::always;
   }
   int perform(syscalls& calls) noexcept override {
-    pollfd ready{fd(), waits_for(), 0};
-    const int count = calls.poll(&ready, 1);
-    if (count <= 0) return count < 0 ? count : -EAGAIN;
-    return (ready.revents & POLLNVAL) != 0 ? -EBADF : ready.revents;
+    const int now = calls.true_of(fd(), waits_for());
+    if (now <= 0) return now < 0 ? now : -EAGAIN;
+    return (now & POLLNVAL) != 0 ? -EBADF : now;
   }
   bool take(int answer) noexcept override {
     if (answer > 0 && at_->closing)
