@@ -16,7 +16,6 @@
 
 #include <array>
 #include <atomic>
-#include <bit>
 #include <cerrno>
 #include <csignal>
 #include <cstddef>
@@ -93,26 +92,22 @@ class signal_hub {
   }
 
   void catch_signals(signal_bits wanted) noexcept {
-    for (int number = 1; number <= signal_max; ++number) {
-      if ((wanted & ~caught_ & signal_bit(number)) == 0) continue;
-      struct sigaction action{};
-      action.sa_handler = caught;
-      action.sa_flags = SA_RESTART;
+    struct sigaction action{};
+    action.sa_handler = caught;
+    action.sa_flags = SA_RESTART;
+    for_each_signal(wanted & ~caught_, [&](int number) {
       ::sigaction(number, &action, &before_[static_cast<std::size_t>(number)]);
-    }
+    });
     caught_ |= wanted;
   }
 
   void release_signals() noexcept {
-    for (int number = 1; number <= signal_max; ++number)
-      if ((caught_ & signal_bit(number)) != 0)
-        ::sigaction(number, &before_[static_cast<std::size_t>(number)], nullptr);
-    caught_ = 0;
+    for_each_signal(std::exchange(caught_, 0), [&](int number) {
+      ::sigaction(number, &before_[static_cast<std::size_t>(number)], nullptr);
+    });
     hand_round();
-    const signal_bits left = std::exchange(untaken_, 0);
-    for (int number = 1; number <= signal_max; ++number)
-      if ((left & signal_bit(number)) != 0)
-        ::kill(::getpid(), number);  // nobody took it: as if it came now
+    // Nobody took these: as if they came now.
+    for_each_signal(std::exchange(untaken_, 0), [](int number) { ::kill(::getpid(), number); });
   }
 
   void deliver() noexcept {
@@ -275,18 +270,15 @@ inline void signal_hub::watch_from(reactor& r, signal_bits wanted) {
 }
 
 inline void signal_hub::hand_round() noexcept {
-  const signal_bits come = noted_.exchange(0);
-  if (come == 0) return;
-  for (int number = 1; number <= signal_max; ++number) {
-    if ((come & signal_bit(number)) == 0) continue;
+  for_each_signal(noted_.exchange(0), [this](int number) {
     if (is_stop(number) && stops_left_ >= 0) {
-      if (stops_left_ == 0) continue;
+      if (stops_left_ == 0) return;
       --stops_left_;
     }
     untaken_ |= signal_bit(number);
     for (signal_mailbox* box = first_; box != nullptr; box = box->next_)
       if (box->put(number)) untaken_ &= ~signal_bit(number);
-  }
+  });
 }
 
 inline bool signal_hub::add(signal_awaiter& waiting) noexcept {
@@ -295,7 +287,7 @@ inline bool signal_hub::add(signal_awaiter& waiting) noexcept {
   if (box == nullptr) fatal("a wait for signals was begun on another reactor than it was made on");
   hand_round();
   if (const signal_bits found = (box->kept_ | untaken_) & waiting.wanted_; found != 0) {
-    waiting.signal_ = std::countr_zero(found) + 1;
+    waiting.signal_ = first_signal(found);
     box->kept_ &= ~signal_bit(waiting.signal_);
     untaken_ &= ~signal_bit(waiting.signal_);
     return true;

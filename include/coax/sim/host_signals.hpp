@@ -5,8 +5,6 @@
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
-#include <bit>
-
 namespace coax::inline COAX_ABI::sim {
 
 /// The signals of one program: who waits for which, and those that nobody has taken yet.
@@ -60,7 +58,7 @@ class host_signals {
 
     bool start() noexcept override {
       if (const coax::detail::signal_bits there = from_.pending_ & wanted_; there != 0) {
-        number_ = std::countr_zero(there) + 1;
+        number_ = coax::detail::first_signal(there);
         from_.pending_ &= ~coax::detail::signal_bit(number_);
         return true;
       }
