@@ -4,8 +4,8 @@
 #include <coax/io/owner.hpp>
 #include <coax/io/reactor.hpp>
 #include <coax/io/syscalls.hpp>
-#include <coax/sync/wait_queue.hpp>
 #include <coax/task/loop.hpp>
+#include <coax/task/wait_queue.hpp>
 
 #include <pthread.h>
 

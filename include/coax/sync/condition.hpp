@@ -2,9 +2,9 @@
 
 #include <coax/config.hpp>
 #include <coax/sync/mutex.hpp>
-#include <coax/sync/wait_queue.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/root.hpp>
+#include <coax/task/wait_queue.hpp>
 
 #include <cstdint>
 

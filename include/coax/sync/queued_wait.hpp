@@ -1,8 +1,8 @@
 #pragma once
 
 #include <coax/config.hpp>
-#include <coax/sync/wait_queue.hpp>
 #include <coax/task/root.hpp>
+#include <coax/task/wait_queue.hpp>
 
 namespace coax::inline COAX_ABI::detail {
 

@@ -2,10 +2,10 @@
 
 #include <coax/config.hpp>
 #include <coax/sync/queued_wait.hpp>
-#include <coax/sync/wait_queue.hpp>
 #include <coax/task/boxed.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/root.hpp>
+#include <coax/task/wait_queue.hpp>
 
 #include <cstddef>
 #include <deque>
