@@ -10,16 +10,13 @@
 
 namespace coax::inline COAX_ABI::detail {
 
-/// In debug builds: the reactor on which each stream lives while that one runs. Ends the program with a
-/// message when a stream is read or written on another.
+/// In debug builds: the reactor on which each stream lives while that one runs, by its loop::number. Ends the
+/// program with a message when a stream is read or written on another.
 ///
 /// Thread    any.
 class homes {
 #ifndef NDEBUG
  public:
-  /// A number for a reactor, which no other has.
-  static std::uint32_t number_of_next() noexcept { return ++numbered_; }
-
   static void moves_in(int fd, std::uint32_t reactor) noexcept {
     if (is_watched(fd)) home_of(fd) = in_this_process(reactor);
   }
@@ -53,10 +50,8 @@ class homes {
   }
 
   static inline std::uint64_t homes_[fds_max];  // untouched pages take no memory
-  static inline constinit std::atomic<std::uint32_t> numbered_{0};
 #else
  public:
-  static std::uint32_t number_of_next() noexcept { return 0; }
   static void moves_in(int, std::uint32_t) noexcept {}
   static void moves_out(int, std::uint32_t) noexcept {}
   static void check(int, std::uint32_t) noexcept {}

@@ -213,7 +213,7 @@ class io_loop : public loop {
         calls_(&calls == &syscalls::kernel() ? own_calls_ : calls),
         descriptors_(calls_),
         reserve_(calls_),
-        home_(&calls_ == &own_calls_ ? detail::homes::number_of_next() : 0) {}
+        home_(&calls_ == &own_calls_ ? number() : 0) {}
   ~io_loop() = default;
 
   // --- the seam: what a backend does ---
