@@ -18,11 +18,11 @@ class homes {
 #ifndef NDEBUG
  public:
   static void moves_in(int fd, std::uint32_t reactor) noexcept {
-    if (is_watched(fd)) home_of(fd) = in_this_process(reactor);
+    if (is_watched(fd)) home_of(fd) = as_home(reactor);
   }
   /// The run of its reactor ends, unless its number is another's by now.
   static void moves_out(int fd, std::uint32_t reactor) noexcept {
-    std::uint64_t home = in_this_process(reactor);
+    std::uint64_t home = as_home(reactor);
     if (is_watched(fd)) home_of(fd).compare_exchange_strong(home, 0);
   }
 
@@ -30,7 +30,7 @@ class homes {
     if (!is_watched(fd)) return;
     const std::uint64_t home = home_of(fd);
     const bool is_of_this_process = home >> 32 == forks_so_far();
-    if (home != 0 && is_of_this_process && home != in_this_process(reactor))
+    if (home != 0 && is_of_this_process && home != as_home(reactor))
       fatal(
           "a stream was read or written on another thread than that of its reactor: what was made on a reactor "
           "belongs to its thread, only an open listener may be shared");
@@ -39,7 +39,7 @@ class homes {
  private:
   static constexpr std::size_t fds_max = std::size_t{1} << 20;  // beyond, nothing is noticed
 
-  static std::uint64_t in_this_process(std::uint32_t reactor) noexcept {
+  static std::uint64_t as_home(std::uint32_t reactor) noexcept {
     return std::uint64_t{forks_so_far()} << 32 | reactor;
   }
   static bool is_watched(int fd) noexcept {

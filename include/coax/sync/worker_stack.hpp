@@ -109,7 +109,7 @@ class worker_stack {
    private:
     friend class worker_stack;
     bool ready_now() noexcept override {
-      return stack_.take_waiting(item_) || stack_.nothing_will_come();
+      return stack_.take_unserved(item_) || stack_.nothing_will_come();
     }
     bool start() noexcept override {
       if (ready_now()) return true;
@@ -190,20 +190,20 @@ class worker_stack {
       worker->item_.emplace(std::move(item));
       worker->complete();
     } else {
-      waiting_.push_back(std::move(item));
+      unserved_.push_back(std::move(item));
     }
   }
-  bool take_waiting(std::optional<T>& into) {
-    if (waiting_.empty()) return false;
-    into.emplace(std::move(waiting_.front()));
-    waiting_.pop_front();
+  bool take_unserved(std::optional<T>& into) {
+    if (unserved_.empty()) return false;
+    into.emplace(std::move(unserved_.front()));
+    unserved_.pop_front();
     return true;
   }
 
   detail::wait_queue<park_awaiter> parked_;
   detail::wait_queue<reserve_awaiter> reservers_;
   std::size_t permits_ = 0;  // reservations that are out
-  std::deque<T> waiting_;    // handed off when no worker was idle any more
+  std::deque<T> unserved_;   // handed off when no worker was idle any more
   bool closed_ = false;
 };
 

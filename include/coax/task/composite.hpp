@@ -80,7 +80,7 @@ class composite : public waiter {
   /// Those nested in it are stopped after it, not inside of this call: however deep they are nested,
   /// the stack is not.
   void stop() noexcept final {
-    ready_queue& line = loop::current().stopping();
+    ready_queue& line = loop::current().stop_line();
     const bool outermost = line.empty();
     line.push(*this);
     if (!outermost) return;

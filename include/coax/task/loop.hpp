@@ -113,7 +113,7 @@ class loop {
   }
 
   /// Waits for several roots that are being stopped, see detail::composite.
-  ready_queue& stopping() noexcept { return stopping_; }
+  ready_queue& stop_line() noexcept { return stop_line_; }
 
   /// What the loop has done so far.
   struct counters {
@@ -233,7 +233,7 @@ class loop {
 
   ready_queue ready_;
   ready_queue put_off_;
-  ready_queue stopping_;
+  ready_queue stop_line_;
   ready_node* next_ = nullptr;
   coax::root* running_root_ = nullptr;
   root_list roots_;
