@@ -1,6 +1,6 @@
 #pragma once
 
-/// All of coax.
+/// All of coax but the simulation, coax/sim.hpp.
 
 #include <coax/io/choose.hpp>
 #include <coax/io/fd.hpp>

@@ -109,9 +109,9 @@ class io_loop : public loop {
     return taken != nullptr ? taken : detail::buffer::make_private();
   }
 
-  /// What the kernel said of a stream: 0 for its end, or -errno. Only once it says by which error a
-  /// connection was lost, and then shows an end. Who reads must not take that for the peer's, whoever was
-  /// told.
+  /// Result: `answer`, which the kernel gave of a stream, 0 for its end or -errno; of an end that follows an
+  /// error by which the connection was lost, that error. The kernel tells it only once and shows an end
+  /// then, and who reads must not take that for the peer's, whoever was told.
   static int told_again(descriptor& d, int answer) noexcept {
     switch (-answer) {
       case 0:
@@ -132,7 +132,7 @@ class io_loop : public loop {
 
   // --- for streams ---
 
-  /// Takes over the descriptor of a new stream.
+  /// Takes over the descriptor of a new stream. Errors: std::bad_alloc.
   void own(int fd, bool tcp) {
     descriptor* d = descriptors_.find(fd);
     if (d == nullptr) return;

@@ -17,10 +17,10 @@ inline constinit std::atomic<unsigned> forks_counted{0};
 /// Whether this process has forked: then another may hold what it holds.
 inline constinit std::atomic<bool> has_forked{false};
 
-/// Reactors of this process.
+/// Reactors that live in this process.
 inline constinit std::atomic<int> reactors_alive{0};
 
-/// The same, and counts them from the first call on.
+/// `forks_counted`. From the first call on, a fork is noted in all three.
 ///
 /// Thread    any.
 inline unsigned forks_so_far() noexcept {

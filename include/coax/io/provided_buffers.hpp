@@ -80,11 +80,10 @@ class provided_buffers {
     if (tail_ != before) __atomic_store_n(&entries_[0].resv, tail_, __ATOMIC_RELEASE);
   }
 
-  /// The ring was found empty. True when there is something in it now.
-  bool ran_dry() noexcept {
+  /// The ring was found empty: one more may be enough.
+  void ran_dry() noexcept {
     if (enough_ < entries) ++enough_;
     top_up();
-    return in_ring_ != 0;
   }
   bool is_dry() const noexcept { return in_ring_ == 0; }
 

@@ -151,8 +151,9 @@ class uring_reactor final : public completion_reactor {
     }
   }
 
-  /// EINTR is a signal; EAGAIN and EBUSY say that completions must be reaped before more is taken: what was not
-  /// submitted stays queued for the next turn.
+  /// EINTR is a signal, ETIME the end of a wait that was limited; EAGAIN, EBUSY and ENOMEM say that completions
+  /// must be reaped, or memory be free, before more is taken: what was not submitted stays queued for the next
+  /// turn.
   static void check(int entered) noexcept {
     switch (-entered) {
       case EINTR:

@@ -14,8 +14,7 @@ class host_signals {
   host_signals(const host_signals&) = delete;
   host_signals& operator=(const host_signals&) = delete;
 
-  /// Waits for one of `wanted`. They no longer end the program from this
-  /// call on.
+  /// Waits for one of `wanted`. They no longer end the program from this call on.
   task<int> wait(coax::detail::signal_bits wanted) {
     caught_ |= wanted;
     return waiting(*this, wanted);

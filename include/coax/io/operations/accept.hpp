@@ -60,9 +60,8 @@ class accept final : public basic_operation<accept, unique_fd> {
     if (answer >= 0) accepted_.reset(answer);
     return true;
   }
-  bool zero_is_a_result() const noexcept override {
-    return true;
-  }  // it is a descriptor like others
+  /// It is a descriptor like others.
+  bool zero_is_a_result() const noexcept override { return true; }
 
   result<unique_fd> value(int) noexcept { return std::move(accepted_); }
 
