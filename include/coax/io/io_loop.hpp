@@ -14,12 +14,12 @@
 #include <coax/task/loop.hpp>
 #include <coax/task/root.hpp>
 
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <utility>
 
 namespace coax::inline COAX_ABI {

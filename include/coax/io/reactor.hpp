@@ -13,6 +13,7 @@
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>

@@ -16,7 +16,6 @@
 
 #include <array>
 #include <cerrno>
-#include <memory>
 #include <system_error>
 
 namespace coax::inline COAX_ABI::detail {

@@ -5,7 +5,6 @@
 #include <coax/task/awaitable.hpp>
 #include <coax/task/closure.hpp>
 
-#include <functional>
 #include <type_traits>
 #include <utility>
 

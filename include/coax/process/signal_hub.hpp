@@ -22,7 +22,6 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <system_error>
 #include <utility>
 
 namespace coax::inline COAX_ABI::detail {

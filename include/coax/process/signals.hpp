@@ -10,6 +10,7 @@
 #include <concepts>
 #include <csignal>
 #include <string>
+#include <utility>
 
 namespace coax::inline COAX_ABI {
 

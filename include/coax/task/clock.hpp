@@ -3,7 +3,6 @@
 #include <coax/config.hpp>
 
 #include <chrono>
-#include <cstdint>
 #include <type_traits>
 
 namespace coax::inline COAX_ABI {

@@ -7,7 +7,6 @@
 #include <coax/task/loop.hpp>
 
 #include <coroutine>
-#include <cstddef>
 #include <cstdint>
 #include <source_location>
 #include <type_traits>

@@ -9,6 +9,7 @@
 #include <coax/task/task.hpp>
 #include <coax/task/timers.hpp>
 
+#include <cstddef>
 #include <exception>
 #include <functional>
 #include <memory>

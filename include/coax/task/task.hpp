@@ -9,7 +9,6 @@
 #include <coroutine>
 #include <cstddef>
 #include <exception>
-#include <source_location>
 #include <type_traits>
 #include <utility>
 

@@ -3,6 +3,7 @@
 #include <coax/config.hpp>
 #include <coax/io/operation.hpp>
 
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <cerrno>
