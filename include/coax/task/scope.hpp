@@ -51,17 +51,11 @@ class scope_child : public root, public framed {
 
  protected:
   scope_child() = default;
-  ~scope_child() { destroy_first(); }
+  ~scope_child() = default;
 
-  /// What the task threw. Destroys its frame, whose parameters may refer to the arguments.
-  std::exception_ptr take_failure(outcome how) noexcept {
-    if (how == outcome::unwound) return nullptr;
-    std::exception_ptr failure = first<task<>::promise_type>().promise().exception();
-    destroy_first();
-    return failure;
-  }
-  scope& owner() const noexcept;
-  static void tell(scope& owner, const std::exception_ptr& failure, outcome how) noexcept;
+  /// What is to be done when `child` has ended.
+  template <class Child>
+  static void end(Child& child, outcome how) noexcept;
 };
 
 /// A child with what it was spawned with: a coroutine lambda runs in its closure, and parameters
@@ -87,12 +81,7 @@ class spawned final : public scope_child {
   }
 
  private:
-  void ended(outcome how) noexcept override {
-    const std::exception_ptr failure = this->take_failure(how);
-    scope& owner = this->owner();
-    delete this;  // before the scope is told: it may end now, and what the arguments refer to with it
-    scope_child::tell(owner, failure, how);
-  }
+  void ended(outcome how) noexcept override { scope_child::end(*this, how); }
 
   static constexpr bool is_plain = std::is_function_v<std::remove_pointer_t<F>>;
   struct nothing {
@@ -239,13 +228,16 @@ inline void scope_child::begin(scope& owner, task<> t) noexcept {
   start_later();
 }
 
-inline scope& scope_child::owner() const noexcept {
-  return static_cast<scope_end*>(list()->of())->scope_;
-}
-
-inline void scope_child::tell(scope& owner, const std::exception_ptr& failure,
-                              outcome how) noexcept {
-  owner.child_ended(failure, how == outcome::unwound);
+template <class Child>
+void scope_child::end(Child& child, outcome how) noexcept {
+  const bool unwound = how == outcome::unwound;
+  std::exception_ptr failure;
+  if (!unwound) failure = child.template first<task<>::promise_type>().promise().exception();
+  child.destroy_first();  // before the arguments, which its parameters may refer to
+  scope& owner = static_cast<scope_end*>(child.list()->of())->scope_;
+  // Before the scope is told: it may end now, and what the arguments refer to with it.
+  delete &child;
+  owner.child_ended(failure, unwound);
 }
 
 inline void scope_end::begin() noexcept {
