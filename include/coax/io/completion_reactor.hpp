@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/buffer_pool.hpp>
+#include <coax/io/connection_end.hpp>
 #include <coax/io/reactor.hpp>
 
 #include <cerrno>
@@ -90,7 +91,7 @@ class completion_reactor : public reactor {
     } else if (filled != nullptr) {
       filled->release();
       const bool unread = d != nullptr && d->closing && !d->stays_open && answer > 0;
-      if (unread) detail::undelivered::reset_on_close(system(), d->fd);
+      if (unread) detail::reset_on_close(system(), d->fd);
     }
     if (d == nullptr) return;
     const bool asked_to_stop = d->multishot_stops;

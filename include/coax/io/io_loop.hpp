@@ -2,6 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/buffer_pool.hpp>
+#include <coax/io/connection_end.hpp>
 #include <coax/io/descriptors.hpp>
 #include <coax/io/fd_reserve.hpp>
 #include <coax/io/homes.hpp>
@@ -176,34 +177,23 @@ class io_loop : public loop {
     descriptor* d = descriptors_.known(fd);
     const detail::kept_of_stream kept = detail::undelivered::take(fd);
     const bool unread = kept.received.has_bytes() || (d != nullptr && d->received.has_bytes());
-    if (unread) detail::undelivered::reset_on_close(calls_, fd);
+    if (unread) detail::reset_on_close(calls_, fd);
     if (d != nullptr) d->received.clear();
     const bool may_end = reach == closing::everywhere && !unread;
     if (d == nullptr || d->idle()) {
       const bool own = d != nullptr && d->owned;
       if (d != nullptr) end_life(*d);
-      if (may_end && !own) return close_elsewhere(calls_, fd);
+      if (may_end && !own) return detail::close_elsewhere(calls_, fd);
       calls_.close(fd);
       return;
     }
     d->stays_open = false;
     const bool somebody_waits = d->reader != nullptr || d->writer != nullptr;
-    if (may_end && somebody_waits && !has_more(calls_, fd) && !is_to_be_reset(calls_, fd))
+    if (may_end && somebody_waits && !detail::has_unread(calls_, fd) &&
+        !detail::is_to_be_reset(calls_, fd))
       calls_.shutdown(fd, SHUT_RDWR);
     end_what_waits(*d);
     if (!somebody_waits) hurry_multishot_end(*d);
-  }
-
-  /// Closes a stream on another thread than that of the reactor it was made on, which may still have a
-  /// multishot receive of it: that ends with the connection.
-  static void close_elsewhere(syscalls& calls, int fd) noexcept {
-    if (detail::reactors_alive.load(std::memory_order_relaxed) != 0 && !has_more(calls, fd)) {
-      if (is_to_be_reset(calls, fd))
-        detail::undelivered::reset_at_once(calls, fd);
-      else
-        calls.shutdown(fd, SHUT_RDWR);
-    }
-    calls.close(fd);
   }
 
  protected:
@@ -361,22 +351,6 @@ class io_loop : public loop {
     constexpr int bytes_of_one = 1024;
     const bool moved = op.watched_as() == watching::stream && answer > 0;
     return of_the_call + (moved ? answer / bytes_of_one : 0);
-  }
-
-  /// Whether the kernel holds bytes that nobody has received: then closing the socket resets the connection.
-  static bool has_more(syscalls& calls, int fd) noexcept {
-    char next = 0;
-    int more = 0;
-    do more = calls.recv(fd, &next, sizeof(next), MSG_PEEK | MSG_DONTWAIT);
-    while (more == -EINTR);
-    return more > 0;
-  }
-  /// Whether somebody has asked for that, by SO_LINGER.
-  static bool is_to_be_reset(syscalls& calls, int fd) noexcept {
-    linger asked{};
-    socklen_t size = sizeof(asked);
-    return calls.getsockopt(fd, SOL_SOCKET, SO_LINGER, &asked, &size) == 0 && asked.l_onoff != 0 &&
-           asked.l_linger == 0;
   }
 
   /// Whether no rule stands against `op`, as is the rule; then it has its descriptor.

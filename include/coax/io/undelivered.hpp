@@ -2,10 +2,7 @@
 
 #include <coax/config.hpp>
 #include <coax/io/inbox.hpp>
-#include <coax/io/syscalls.hpp>
 #include <coax/task/fatal.hpp>
-
-#include <sys/socket.h>
 
 #include <atomic>
 #include <cstddef>
@@ -52,20 +49,6 @@ class undelivered {
       return std::move(found->kept);
     }
     return {};
-  }
-
-  /// Has the connection reset when it is closed, as the kernel does where it has the bytes that nobody
-  /// read. (Of TCP. A Unix socket cannot be asked to.)
-  static void reset_on_close(syscalls& calls, int fd) noexcept {
-    const linger at_once{1, 0};
-    calls.setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
-  }
-  /// The same though something in the kernel, of another thread's, keeps the socket from being closed.
-  static void reset_at_once(syscalls& calls, int fd) noexcept {
-    sockaddr nobody{};
-    nobody.sa_family = AF_UNSPEC;
-    // As connect(2) has it, that dissolves the association of TCP. Others cannot be reset.
-    if (calls.connect(fd, &nobody, sizeof(nobody)) < 0) calls.shutdown(fd, SHUT_RDWR);
   }
 
  private:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/io/connection_end.hpp>
 #include <coax/io/operations/receive.hpp>
 #include <coax/io/operations/recv.hpp>
 #include <coax/io/operations/send.hpp>
@@ -191,8 +192,8 @@ class stream {
     if (fd < 0) return;
     if (loop::running() != nullptr) return reactor::current().close(fd);
     if (detail::undelivered::take(fd).received.has_bytes())
-      detail::undelivered::reset_on_close(syscalls::current(), fd);
-    io_loop::close_elsewhere(syscalls::current(), fd);
+      detail::reset_on_close(syscalls::current(), fd);
+    detail::close_elsewhere(syscalls::current(), fd);
   }
 
   static task<result<void>> linger(stream closing) {
