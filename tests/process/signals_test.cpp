@@ -17,6 +17,7 @@
 #include <functional>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <tuple>
@@ -62,6 +63,23 @@ TEST_CASE("a signal wakes the task that waits for it") {
   });
   CHECK(has_default_action(SIGUSR1));
   CHECK(has_default_action(SIGUSR2));
+}
+
+TEST_CASE("those who wait for a signal wake in the order they came") {
+  on_each_backend([]() -> task<> {
+    std::string order;
+    const auto wait = [&order](char name) -> task<> {
+      const int number = co_await coax::signals({SIGUSR1});
+      CHECK(number == SIGUSR1);
+      order += name;
+    };
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      for (const char name : {'a', 'b', 'c'}) s.spawn(std::ref(wait), name);
+      co_await turns(2);
+      raise_here(SIGUSR1);
+    });
+    CHECK(order == "abc");
+  });
 }
 
 TEST_CASE("everybody who waits for a signal is told") {

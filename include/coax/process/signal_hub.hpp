@@ -9,6 +9,7 @@
 #include <coax/task/result.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
+#include <coax/task/wait_queue.hpp>
 
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -177,12 +178,12 @@ class signal_mailbox {
   signal_bits wanted_;
   signal_bits kept_ = 0;
   bool watched_ = false;
-  signal_awaiter* first_awaiter_ = nullptr;
+  wait_queue<signal_awaiter> waiting_;
   signal_mailbox* next_ = nullptr;
 };
 
 /// One wait for signals. Told from whichever thread notices the signal, by a post to its own.
-class signal_awaiter final : public waiter {
+class signal_awaiter final : public waiter, public wait_queue<signal_awaiter>::place {
  public:
   explicit signal_awaiter(signal_bits wanted) noexcept : wanted_(wanted) {}
   signal_awaiter(const signal_awaiter&) = delete;
@@ -212,20 +213,16 @@ class signal_awaiter final : public waiter {
 
   signal_bits wanted_;
   int signal_ = 0;
-  signal_mailbox* mailbox_ = nullptr;  // that it is in the list of
-  signal_awaiter* next_ = nullptr;
+  signal_mailbox* mailbox_ = nullptr;  // that it waits in the queue of
   arrival arrival_{*this};
 };
 
 inline bool signal_mailbox::put(int number) noexcept {
   bool told_any = false;
-  for (signal_awaiter** at = &first_awaiter_; *at != nullptr;) {
-    signal_awaiter& told = **at;
-    if ((told.wanted_ & signal_bit(number)) == 0) {
-      at = &told.next_;
-      continue;
-    }
-    *at = told.next_;
+  for (signal_awaiter* at = waiting_.first(); at != nullptr;) {
+    signal_awaiter& told = *std::exchange(at, waiting_.behind(*at));
+    if ((told.wanted_ & signal_bit(number)) == 0) continue;
+    waiting_.remove(told);
     told.mailbox_ = nullptr;
     told.signal_ = number;
     at_->post(told.arrival_);
@@ -292,18 +289,15 @@ inline bool signal_hub::add(signal_awaiter& waiting) noexcept {
     return true;
   }
   waiting.mailbox_ = box;
-  waiting.next_ = std::exchange(box->first_awaiter_, &waiting);
+  box->waiting_.push(waiting);
   return false;
 }
 
 inline bool signal_hub::remove(signal_awaiter& waiting) noexcept {
   const std::lock_guard lock(mutex_);
-  if (waiting.mailbox_ == nullptr) return false;
-  signal_awaiter** at = &waiting.mailbox_->first_awaiter_;
-  while (*at != &waiting) at = &(*at)->next_;
-  *at = waiting.next_;
-  waiting.mailbox_ = nullptr;
-  return true;
+  signal_mailbox* const box = std::exchange(waiting.mailbox_, nullptr);
+  if (box != nullptr) box->waiting_.remove(waiting);
+  return box != nullptr;
 }
 
 }  // namespace coax::inline COAX_ABI::detail

@@ -4,6 +4,9 @@
 #include <coax/io/signal_bits.hpp>
 #include <coax/task/root.hpp>
 #include <coax/task/task.hpp>
+#include <coax/task/wait_queue.hpp>
+
+#include <utility>
 
 namespace coax::inline COAX_ABI::sim {
 
@@ -17,7 +20,7 @@ class host_signals {
   /// Waits for one of `wanted`. They no longer end the program from this call on.
   task<int> wait(coax::detail::signal_bits wanted) {
     caught_ |= wanted;
-    return waiting(*this, wanted);
+    return wait_in(*this, wanted);
   }
 
   bool catches(int number) const noexcept {
@@ -27,13 +30,10 @@ class host_signals {
   /// The program gets a signal that it catches. Runs on its loop.
   void deliver(int number) noexcept {
     bool told = false;
-    for (awaiter** at = &first_; *at != nullptr;) {
-      awaiter& each = **at;
-      if ((each.wanted_ & coax::detail::signal_bit(number)) == 0) {
-        at = &each.next_;
-        continue;
-      }
-      *at = each.next_;
+    for (awaiter* at = waiting_.first(); at != nullptr;) {
+      awaiter& each = *std::exchange(at, waiting_.behind(*at));
+      if ((each.wanted_ & coax::detail::signal_bit(number)) == 0) continue;
+      waiting_.remove(each);
       each.told(number);
       told = true;
     }
@@ -41,7 +41,7 @@ class host_signals {
   }
 
  private:
-  class awaiter final : public waiter {
+  class awaiter final : public waiter, public coax::detail::wait_queue<awaiter>::place {
    public:
     awaiter(host_signals& from, coax::detail::signal_bits wanted) noexcept
         : from_(from), wanted_(wanted) {}
@@ -61,14 +61,11 @@ class host_signals {
         from_.pending_ &= ~coax::detail::signal_bit(number_);
         return true;
       }
-      next_ = from_.first_;
-      from_.first_ = this;
+      from_.waiting_.push(*this);
       return false;
     }
     void stop() noexcept override {
-      awaiter** at = &from_.first_;
-      while (*at != this) at = &(*at)->next_;
-      *at = next_;
+      from_.waiting_.remove(*this);
       stopped();
     }
     void told(int number) noexcept {
@@ -79,17 +76,16 @@ class host_signals {
     host_signals& from_;
     coax::detail::signal_bits wanted_;
     int number_ = 0;
-    awaiter* next_ = nullptr;
   };
 
-  static task<int> waiting(host_signals& from, coax::detail::signal_bits wanted) {
+  static task<int> wait_in(host_signals& from, coax::detail::signal_bits wanted) {
     const int number = co_await awaiter(from, wanted);
     co_return number;
   }
 
   coax::detail::signal_bits caught_ = 0;
   coax::detail::signal_bits pending_ = 0;
-  awaiter* first_ = nullptr;
+  coax::detail::wait_queue<awaiter> waiting_;
 };
 
 }  // namespace coax::inline COAX_ABI::sim

@@ -32,6 +32,10 @@ class wait_queue {
   bool empty() const noexcept { return first_ == nullptr; }
   std::size_t size() const noexcept { return size_; }
 
+  /// To look at each in turn; null at the end.
+  Wait* first() const noexcept { return first_; }
+  static Wait* behind(Wait& wait) noexcept { return of(wait).next_; }
+
   void push(Wait& last) noexcept {
     of(last).previous_ = last_;
     of(last).next_ = nullptr;
