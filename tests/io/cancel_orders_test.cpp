@@ -35,13 +35,13 @@ class scripted_reactor final : public coax::reactor {
     return false;
   }
   void cancel(coax::operation& op) noexcept override {
-    if (&op == wake_) return was_stopped(op);
+    if (&op == wake_) return given_up(op);
     ++cancels_;
   }
   void poll(std::optional<coax::clock::time_point>) noexcept override {
     for (const int with : std::exchange(answers_, {})) {
       if (with == -ECANCELED && op_->stop_requested())
-        was_stopped(*std::exchange(op_, nullptr));
+        given_up(*std::exchange(op_, nullptr));
       else if (take(*op_, with))
         ended(*std::exchange(op_, nullptr));
     }

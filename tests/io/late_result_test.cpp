@@ -79,7 +79,7 @@ TEST_CASE(
       };
       cancellable root(accepts());
       co_await turns(1);  // it has asked, and the kernel may not have heard it
-      coax::reactor::current().close(listener.fd.release(), coax::reactor::closing::here);
+      coax::reactor::current().close(listener.fd.release(), coax::reactor::reach::here);
       co_await end_of(root);
       REQUIRE(accepted);
       CHECK((accepted.get() == 0) == as_zero);

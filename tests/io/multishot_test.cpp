@@ -63,7 +63,7 @@ class scripted final : public coax::completion_reactor {
   }
   void cancel(coax::operation& op) noexcept override {
     left_multishot(op);
-    was_stopped(op);
+    given_up(op);
   }
   void poll(std::optional<coax::clock::time_point>) noexcept override {
     if (!ends_when_asked) return;

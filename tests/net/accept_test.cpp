@@ -42,7 +42,7 @@ class failing_accepts final : public coax::syscalls {
   std::deque<int> errors;
   int always = 0;  // after those
   int asked = 0;
-  int counters = 0;  // that it was asked for: a reactor keeps one in reserve while it accepts
+  int counters = 0;  // that it was asked for: a reactor keeps a spare one while it accepts
 
   int eventfd() noexcept override {
     ++counters;
@@ -285,7 +285,7 @@ TEST_CASE("with one descriptor left, accept waits for a connection, and not for 
   });
 }
 
-TEST_CASE("for each listener that is accepted from a descriptor is in reserve") {
+TEST_CASE("for each listener that is accepted from there is a spare descriptor") {
   with_failing([](listener& one, failing_accepts&) -> task<> {
     auto other = listener::bind("127.0.0.1:0");
     REQUIRE(other);

@@ -359,7 +359,7 @@ class skips_waits final : public coax::reactor {
 
  private:
   bool submit(coax::operation&) noexcept override { return false; }
-  void cancel(coax::operation& op) noexcept override { was_stopped(op); }
+  void cancel(coax::operation& op) noexcept override { given_up(op); }
   void poll(std::optional<coax::clock::time_point> deadline) noexcept override {
     if (!deadline) coax::detail::fatal("the test waits for something that never comes");
     now_ = std::max(now_, *deadline);

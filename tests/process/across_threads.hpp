@@ -97,7 +97,7 @@ class counting_reactor final : public coax::reactor {
   }
   void cancel(coax::operation& op) noexcept override {
     pending_ = nullptr;
-    was_stopped(op);
+    given_up(op);
   }
   void poll(std::optional<coax::clock::time_point>) noexcept override {
     if (pending_ == nullptr) return;

@@ -55,7 +55,7 @@ class stage {
   virtual bool turn() = 0;
   virtual std::size_t in_flight() const { return 0; }
   /// Gives up what it keeps for later, and a census would count.
-  virtual void give_up_reserves() {}
+  virtual void give_up_spares() {}
 };
 
 /// Time moves when nothing is ready, and then straight to the next timer.
@@ -84,7 +84,7 @@ class reactor_stage final : public stage {
     return true;
   }
   std::size_t in_flight() const override { return reactor_->in_flight(); }
-  void give_up_reserves() override { reactor_->reserve().give_up(); }
+  void give_up_spares() override { reactor_->spares().give_up(); }
 
  private:
   coax::backend backend_;
@@ -130,7 +130,7 @@ struct census {
         timers(on.loop().deadlines().size()),
         in_flight(on.in_flight()),
         tokens(token::alive) {
-    on.give_up_reserves();
+    on.give_up_spares();
     descriptors = open_descriptors();
   }
 

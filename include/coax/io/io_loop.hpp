@@ -4,11 +4,11 @@
 #include <coax/io/buffer_pool.hpp>
 #include <coax/io/connection_end.hpp>
 #include <coax/io/descriptors.hpp>
-#include <coax/io/fd_reserve.hpp>
 #include <coax/io/homes.hpp>
 #include <coax/io/inbox.hpp>
 #include <coax/io/operation.hpp>
 #include <coax/io/owner.hpp>
+#include <coax/io/spare_fds.hpp>
 #include <coax/io/syscalls.hpp>
 #include <coax/io/undelivered.hpp>
 #include <coax/task/exceptions.hpp>
@@ -99,8 +99,8 @@ class io_loop : public loop {
   }
 
   /// Holds a descriptor for each task that accepts, until the end of the run. False when one is not to be had.
-  [[nodiscard]] bool hold_reserve() noexcept { return reserve_.hold(acceptors_); }
-  detail::fd_reserve& reserve() noexcept { return reserve_; }
+  [[nodiscard]] bool hold_spare_fds() noexcept { return spares_.hold(acceptors_); }
+  detail::spare_fds& spares() noexcept { return spares_; }
 
   /// A buffer to receive into; a private one when those of the reactor are all in use. Null when
   /// there is no memory.
@@ -161,7 +161,7 @@ class io_loop : public loop {
   }
 
   /// What closing does to the socket itself, which other processes may share.
-  enum class closing { everywhere, here };
+  enum class reach { everywhere, here };
 
   /// Closes `fd`. While an operation is pending on it the operation fails with
   /// std::errc::operation_canceled, and the number stays taken until that has ended; a connection
@@ -169,7 +169,7 @@ class io_loop : public loop {
   /// nobody waits there is no shutdown, for another process may share the socket.
   ///
   /// In the child of a fork, which must leave the connection to its parent, only the descriptor is closed.
-  void close(int fd, closing reach = closing::everywhere) noexcept {
+  void close(int fd, reach how_far = reach::everywhere) noexcept {
     if (!owner_.in_this_process()) {
       calls_.close(fd);
       return;
@@ -179,7 +179,7 @@ class io_loop : public loop {
     const bool unread = kept.received.has_bytes() || (d != nullptr && d->received.has_bytes());
     if (unread) detail::reset_on_close(calls_, fd);
     if (d != nullptr) d->received.clear();
-    const bool may_end = reach == closing::everywhere && !unread;
+    const bool may_end = how_far == reach::everywhere && !unread;
     if (d == nullptr || d->idle()) {
       const bool own = d != nullptr && d->owned;
       if (d != nullptr) end_life(*d);
@@ -202,7 +202,7 @@ class io_loop : public loop {
         // One on the kernel has calls of its own, which it counts.
         calls_(&calls == &syscalls::kernel() ? own_calls_ : calls),
         descriptors_(calls_),
-        reserve_(calls_),
+        spares_(calls_),
         home_(&calls_ == &own_calls_ ? number() : 0) {}
   ~io_loop() = default;
 
@@ -247,9 +247,9 @@ class io_loop : public loop {
   void short_reads_leave_more() noexcept { short_read_is_all_ = false; }
 
   /// Asks the kernel. True when `op` has taken its last answer already; else `ended` or
-  /// `was_stopped` follows.
+  /// `given_up` follows.
   virtual bool submit(operation& op) noexcept = 0;
-  /// Asks the kernel to give `op` up. `ended` or `was_stopped` follows.
+  /// Asks the kernel to give `op` up. `ended` or `given_up` follows.
   virtual void cancel(operation& op) noexcept = 0;
   /// The call of `op`, which waits, may give an answer now.
   virtual void may_be_ready(operation&) noexcept {}
@@ -277,7 +277,7 @@ class io_loop : public loop {
   }
 
   /// `op` ended without an answer, because it was asked to, or because its descriptor was closed.
-  void was_stopped(operation& op) noexcept {
+  void given_up(operation& op) noexcept {
     ++cancelled_;
     if (op.at_->is_awaited_by(op)) op.cut_off();  // else its number stands for another stream now
     release(op);
@@ -315,7 +315,8 @@ class io_loop : public loop {
       if (home_ != 0) detail::homes::moves_out(d.fd, home_);
       if (d.received.empty() && !d.read_cut && !d.write_cut && d.lost == 0) return;
       if (calls_.is_open(d.fd) < 0) return d.received.clear();  // another thread has closed it
-      detail::undelivered::keep(d.fd, {std::move(d.received), d.read_cut, d.write_cut, d.lost});
+      detail::undelivered::keep(d.fd,
+                                {std::move(d.received), d.read_cut, d.write_cut, d.lost});
     });
   }
 
@@ -474,7 +475,7 @@ class io_loop : public loop {
   descriptor_table descriptors_;  // after the buffers: what was received goes back to them
   std::size_t in_flight_ = 0;
   std::size_t acceptors_ = 0;
-  detail::fd_reserve reserve_;
+  detail::spare_fds spares_;
   std::uint64_t submitted_ = 0;
   std::uint64_t cancelled_ = 0;
   bool short_read_is_all_ = true;

@@ -145,7 +145,7 @@ class reactor : public io_loop {
         detail::fatal(
             "a run has ended while a coroutine that is in no scope still waited for a timer or another thread");
       reactor_.keep_undelivered();
-      reactor_.reserve().give_up();
+      reactor_.spares().give_up();
     }
 
    private:

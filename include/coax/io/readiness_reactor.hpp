@@ -95,10 +95,10 @@ class readiness_reactor : public reactor {
   [[gnu::noinline]] std::size_t make_next_call(ready_queue& line) noexcept {
     auto& op = static_cast<operation&>(*line.pop());
     op.in_line_ = false;
-    if (!op.at_->is_awaited_by(op) || op.at_->closing) return was_stopped(op), 0;
+    if (!op.at_->is_awaited_by(op) || op.at_->closing) return given_up(op), 0;
     const progress made = call(op);
     if (made != progress::ended) {
-      if (op.stop_requested_) return was_stopped(op), 0;
+      if (op.stop_requested_) return given_up(op), 0;
       if (!go_on(op, made)) return 0;
     }
     const bool moved = op.watched_as() == watching::stream && op.result_ > 0;
@@ -117,7 +117,7 @@ class readiness_reactor : public reactor {
 
   /// One that is in line ends when its call is made.
   void cancel(operation& op) noexcept final {
-    if (!op.in_line_) was_stopped(op);
+    if (!op.in_line_) given_up(op);
   }
 
   /// True when `op` has taken its last answer after all.

@@ -107,8 +107,8 @@ class uring_reactor final : public completion_reactor {
   }
 
   void cancel(operation& op) noexcept override {
-    if (left_multishot(op)) return was_stopped(op);
-    if (backlog_.remove(op)) return was_stopped(op);  // the kernel has not seen it
+    if (left_multishot(op)) return given_up(op);
+    if (backlog_.remove(op)) return given_up(op);  // the kernel has not seen it
     queue_cancellation(op);
   }
   void may_be_ready(operation& op) noexcept override {
@@ -260,7 +260,7 @@ class uring_reactor final : public completion_reactor {
   void finish_stopped(operation& op) noexcept {
     op.polling_ = false;
     drop_cancellation(op);
-    was_stopped(op);
+    given_up(op);
   }
 
   // --- multishot receives ---

@@ -95,7 +95,7 @@ class listener {
   /// Waits for a connection.
   ///
   /// What ends a single connection is not an error of the listener, and is passed over. Nor is a shortage.
-  /// Out of descriptors, it takes the connection at hand with one that the reactor holds in reserve, from its
+  /// Out of descriptors, it takes the connection at hand with a spare one that the reactor holds, from its
   /// first `accept` to the end of the run. Until that holds one again it waits, 5 to 100 ms a time, and shows
   /// no interest: connections stay in the kernel's backlog, or another process that shares the listener takes
   /// them. A shortage of memory is waited out in the same way. The listener may be moved meanwhile.
@@ -113,7 +113,7 @@ class listener {
     const int fd = fd_.release();
     if (fd < 0) return;
     if (loop::running() != nullptr)
-      reactor::current().close(fd, reactor::closing::here);
+      reactor::current().close(fd, reactor::reach::here);
     else
       syscalls::current().close(fd);
   }
@@ -173,7 +173,7 @@ class listener {
     while (true) {
       int answer = self.begin();
       // A connection wakes one of the processes that wait for it. So none waits that could not take it.
-      if (answer == 0 && !reactor::current().hold_reserve()) answer = -EMFILE;
+      if (answer == 0 && !reactor::current().hold_spare_fds()) answer = -EMFILE;
       if (answer == 0) {
         auto accepted = co_await operations::accept(fd, watching::shared);
         auto made = accepted ? stream::made_of(std::move(*accepted), tcp)

@@ -173,7 +173,7 @@ class ring_host final : public host_reactor<completion_reactor> {
   void put_into_kernel(operation& op) noexcept override { submitted_.push(op); }
 
   void cancel(operation& op) noexcept override {
-    if (left_multishot(op)) return was_stopped(op);
+    if (left_multishot(op)) return given_up(op);
     // Queued behind the submission: the kernel sees both at the next turn, in this order.
     if (submitted_.remove(op)) in_kernel_.push_back({&op, op.fd()});
     for (entry& e : in_kernel_)
@@ -296,9 +296,9 @@ class ring_host final : public host_reactor<completion_reactor> {
   void reaped(operation& op, int answer) noexcept {
     const descriptor* d = descriptors().known(op.fd());
     const bool gives_up = op.stop_requested() || (d != nullptr && d->closing);
-    if (answer == -ECANCELED && gives_up) return was_stopped(op);
+    if (answer == -ECANCELED && gives_up) return given_up(op);
     if (answer != -EINTR && take(op, answer)) return ended(op);
-    if (gives_up) return was_stopped(op);
+    if (gives_up) return given_up(op);
     queue(op);
   }
 

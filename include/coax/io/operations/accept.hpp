@@ -19,7 +19,7 @@ namespace coax::inline COAX_ABI::operations {
 ///
 /// Result    the new descriptor.
 /// Errors    as accept(2), all of them: riding some out is for the listener. With watching::shared, out of
-///           descriptors only when the reactor has none in reserve either.
+///           descriptors only when the reactor has no spare one either.
 /// See       accept4(2), io_uring_prep_accept(3).
 class accept final : public basic_operation<accept, unique_fd> {
  public:
@@ -52,7 +52,7 @@ class accept final : public basic_operation<accept, unique_fd> {
   bool take(int answer) noexcept override {
     const bool is_short = answer == -EMFILE || answer == -ENFILE;
     if (is_short && watched_as() == watching::shared) {
-      answer = accept_by_reserve(fd());
+      answer = accept_by_spare(fd());
       // Nobody has connected: the kernel asks for a descriptor first. Now there is one.
       if (answer == -EAGAIN) return false;
     }
@@ -66,9 +66,9 @@ class accept final : public basic_operation<accept, unique_fd> {
   result<unique_fd> value(int) noexcept { return std::move(accepted_); }
 
  private:
-  static int accept_by_reserve(int fd) noexcept {
+  static int accept_by_spare(int fd) noexcept {
     io_loop& here = io_loop::current();
-    here.reserve().give_up_one();
+    here.spares().give_up_one();
     return here.system().accept(fd, SOCK_CLOEXEC);
   }
 

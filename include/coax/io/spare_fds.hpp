@@ -12,12 +12,12 @@ namespace coax::inline COAX_ABI::detail {
 
 /// Descriptors that are good for nothing but to be closed, so that a process which has run out of them can
 /// still take the connection that woke it.
-class fd_reserve {
+class spare_fds {
  public:
-  explicit fd_reserve(syscalls& calls) noexcept : calls_(calls) {}
-  fd_reserve(const fd_reserve&) = delete;
-  fd_reserve& operator=(const fd_reserve&) = delete;
-  ~fd_reserve() { give_up(); }
+  explicit spare_fds(syscalls& calls) noexcept : calls_(calls) {}
+  spare_fds(const spare_fds&) = delete;
+  spare_fds& operator=(const spare_fds&) = delete;
+  ~spare_fds() { give_up(); }
 
   /// Sees to it that there are `count`. False when one is not to be had.
   bool hold(std::size_t count) noexcept {
