@@ -133,7 +133,7 @@ class completion_reactor : public reactor {
   /// Null when the descriptor has begun another life.
   descriptor* of_key(std::uint64_t key) noexcept {
     descriptor* d = descriptors().known(static_cast<int>((key & UINT32_MAX) >> 1));
-    return d != nullptr && key_of(*d) == key ? d : nullptr;
+    return d != nullptr && d->generation == key >> 32 ? d : nullptr;
   }
 
   /// What the last completion says about the stream.

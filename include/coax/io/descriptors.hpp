@@ -20,6 +20,8 @@ struct descriptor {
   static constexpr unsigned sticky = POLLRDHUP | POLLHUP | POLLERR | POLLPRI;
   static constexpr unsigned unknown = POLLIN | POLLOUT;  // worth a try
 
+  using flag = std::uint8_t;  // 0 or 1: compilers test several of these at once, but not of bool
+
   int fd = -1;
   std::uint32_t generation = 0;  // tells the events of a closed descriptor from its successor's
   std::uint32_t life = 0;        // counts what the number has stood for, as far as coax knows
@@ -27,26 +29,26 @@ struct descriptor {
   operation* reader = nullptr;   // who waits for it to become readable: one at a time
   operation* writer = nullptr;
   [[no_unique_address]] inbox received;  // what a multishot receive has left for the next reader
-  bool owned : 1 = false;                // a stream of ours
-  bool tcp : 1 = false;
-  bool registered : 1 = false;  // epoll: the kernel reports its events
-  bool closing : 1 = false;     // closed while an operation was pending: the last one closes it
-  bool stays_open : 1 = false;  // not so: it only ends what is pending
-  bool read_cut : 1 = false;    // a transfer was cut off in the middle: the direction has failed
-  bool write_cut : 1 = false;
-  bool multishot : 1 = false;          // completion: the kernel has a multishot receive of it
-  bool multishot_stops : 1 = false;    // it was asked to end
-  bool multishot_refused : 1 = false;  // this kind of socket cannot have one
-  bool floods : 1 = false;             // one had to be stopped, and there is still much to receive
-  bool accepting : 1 = false;          // a listener: a task has the place of the one that accepts
-  std::uint8_t lost : 7 = 0;           // the errno by which the connection was lost
+  flag owned : 1 = 0;                    // a stream of ours
+  flag tcp : 1 = 0;
+  flag registered : 1 = 0;  // epoll: the kernel reports its events
+  flag closing : 1 = 0;     // closed while an operation was pending: the last one closes it
+  flag stays_open : 1 = 0;  // not so: it only ends what is pending
+  flag read_cut : 1 = 0;    // a transfer was cut off in the middle: the direction has failed
+  flag write_cut : 1 = 0;
+  flag multishot : 1 = 0;          // completion: the kernel has a multishot receive of it
+  flag multishot_stops : 1 = 0;    // it was asked to end
+  flag multishot_refused : 1 = 0;  // this kind of socket cannot have one
+  flag floods : 1 = 0;             // one had to be stopped, and there is still much to receive
+  flag accepting : 1 = 0;          // a listener: a task has the place of the one that accepts
+  std::uint8_t lost : 7 = 0;       // the errno by which the connection was lost
 
   bool is_awaited_by(const operation& op) const noexcept { return reader == &op || writer == &op; }
   bool idle() const noexcept { return reader == nullptr && writer == nullptr && !multishot; }
 
   /// A stream of ours of which nothing has to be remembered when an operation begins.
   bool is_plain() const noexcept {
-    return owned && !closing && !read_cut && !write_cut && received.empty();
+    return owned == 1 && closing == 0 && read_cut == 0 && write_cut == 0 && received.empty();
   }
 
   /// Begins another life: forgets everything else.

@@ -316,7 +316,7 @@ class io_loop : public loop {
       if (d.received.empty() && !d.read_cut && !d.write_cut && d.lost == 0) return;
       if (calls_.is_open(d.fd) < 0) return d.received.clear();  // another thread has closed it
       detail::undelivered::keep(d.fd,
-                                {std::move(d.received), d.read_cut, d.write_cut, d.lost});
+                                {std::move(d.received), d.read_cut == 1, d.write_cut == 1, d.lost});
     });
   }
 

@@ -201,16 +201,15 @@ class uring_reactor final : public completion_reactor {
   }
 
   void reap() noexcept {
-    unsigned head = 0;
-    unsigned count = 0;
-    io_uring_cqe* cqe = nullptr;
-    io_uring_for_each_cqe(&ring_, head, cqe) {
-      ++count;
-      const auto data = io_uring_cqe_get_data64(cqe);
+    const unsigned count = io_uring_cq_ready(&ring_);
+    const unsigned head = *ring_.cq.khead;
+    for (unsigned i = head; i != head + count; ++i) {
+      const io_uring_cqe& cqe = ring_.cq.cqes[i & ring_.cq.ring_mask];
+      const auto data = io_uring_cqe_get_data64(&cqe);
       if ((data & of_multishot) != 0)
-        delivered(data, cqe->res, buffer_of(*cqe), (cqe->flags & IORING_CQE_F_MORE) == 0);
+        delivered(data, cqe.res, buffer_of(cqe), (cqe.flags & IORING_CQE_F_MORE) == 0);
       else if (data > of_alarm)
-        completed(*static_cast<operation*>(io_uring_cqe_get_data(cqe)), cqe->res);
+        completed(*static_cast<operation*>(io_uring_cqe_get_data(&cqe)), cqe.res);
       else if (data == of_alarm)
         alarm_went_off();
     }

@@ -198,8 +198,8 @@ class waiter : public ready_node {
   virtual bool start() noexcept = 0;
   virtual void stop() noexcept = 0;
 
-  void complete() noexcept { end(state::completed); }
-  void stopped() noexcept { end(state::stopped); }
+  void complete() noexcept;
+  void stopped() noexcept;
 
   /// Resumes the coroutine, whose wait has ended.
   void run() noexcept final {
@@ -213,7 +213,6 @@ class waiter : public ready_node {
 
   /// True to suspend the coroutine.
   bool begin(std::coroutine_handle<> coroutine, coax::root* r) noexcept;
-  void end(state how) noexcept;
   void resume_later() noexcept {
     queued_ = true;
     loop::current().make_ready(*this);
@@ -438,10 +437,16 @@ inline void waiter::leave_root() noexcept {
   root_->waiter_ = nullptr;
 }
 
-inline void waiter::end(state how) noexcept {
+inline void waiter::complete() noexcept {
   leave_root();
-  state_ = how;
-  if (how == state::stopped && root_ != nullptr && root_->stopping()) return root_->unwind_later();
+  state_ = state::completed;
+  resume_later();
+}
+
+inline void waiter::stopped() noexcept {
+  leave_root();
+  state_ = state::stopped;
+  if (root_ != nullptr && root_->stopping()) return root_->unwind_later();
   resume_later();
 }
 

@@ -28,7 +28,7 @@ class time_limit : public timer {
   /// Counts from the end of this turn, or from when another timer is set before that: most waits have
   /// ended by then.
   void set_limit() noexcept {
-    if (limit().value() != clock::duration::max()) loop::current().deadlines().set_later(*this);
+    if (limit().value() != clock::duration::max()) loop::running()->deadlines().set_later(*this);
   }
 };
 

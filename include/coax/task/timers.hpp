@@ -59,7 +59,9 @@ class timer : private detail::timer_link {
   bool is_set() const noexcept { return !alone(); }
 
   /// How long `timers::set_later` is to set it for. Before it is set.
-  void limit(timeout d) noexcept { when_ = static_cast<std::uint64_t>(d.value().count()); }
+  void limit(timeout d) noexcept {
+    when_ = static_cast<std::uint64_t>(std::max(d.value(), clock::duration(0)).count());
+  }
   timeout limit() const noexcept { return clock::duration(static_cast<clock::rep>(when_)); }
 
   /// The deadline has passed; the timer is no longer set. Runs in the loop and resumes nobody
@@ -103,10 +105,14 @@ class timers {
   }
   bool has_uncounted() const noexcept { return !uncounted_.alone(); }
   void count_from(clock::time_point now) noexcept {
+    const std::uint64_t from = std::max(ticks(now), now_);
+    std::uint64_t first = first_;
     for (detail::timer_link* link = uncounted_.next; link != &uncounted_; link = link->next) {
       timer& t = static_cast<timer&>(*link);
-      make_due(t, t.limit().after(now));
+      t.when_ = std::min(from + t.when_, ticks_max);
+      first = std::min(first, t.when_);
     }
+    first_ = first;
     unsorted_.link_all_before(uncounted_);
   }
 
@@ -150,6 +156,7 @@ class timers {
   static constexpr unsigned digit_bits = 6;
   static constexpr std::size_t slot_count = 64;
   static constexpr std::size_t level_count = 11;  // 11 x 6 bits cover 64
+  static constexpr std::uint64_t ticks_max = INT64_MAX;
   static constexpr int exact_up_to = 16;
 
   struct place {
