@@ -339,6 +339,19 @@ TEST_CASE("a duration saturates where nanoseconds would overflow", "[timers]") {
   CHECK(coax::timeout(std::chrono::duration<float>(0.5F)).value() == 500ms);
   constexpr coax::timeout nearly(std::chrono::duration<float>(9223371776.F));
   CHECK(nearly.value() > std::chrono::hours(24 * 365 * 290));
+  // Units that are no number of nanoseconds: a timer of 3.58 MHz, samples, frames.
+  using timer_ticks = std::chrono::duration<std::int64_t, std::ratio<1, 3'579'545>>;
+  constexpr coax::timeout four_hours(timer_ticks(4 * 3'600 * std::int64_t{3'579'545}));
+  CHECK(four_hours.value() == 4h);
+  using samples = std::chrono::duration<std::uint64_t, std::ratio<1, 44'100>>;
+  constexpr coax::timeout a_year(samples(std::uint64_t{44'100} * 3'600 * 24 * 365));
+  CHECK(a_year.value() == std::chrono::hours(24 * 365));
+  CHECK(coax::timeout(samples(1)).value() == 22'675ns);
+  using frames = std::chrono::duration<std::int64_t, std::ratio<1'001, 30'000>>;
+  constexpr coax::timeout long_film(frames(30'000 * std::int64_t{9'000'000}));
+  CHECK(long_film.value() == 1'001s * 9'000'000);
+  CHECK(coax::timeout(frames::max()).value() == longest);
+  CHECK(coax::timeout(frames::min()).value() < 0s);
   CHECK(coax::timeout(0s).value() == 0s);
   CHECK(coax::timeout(-1s).value() < 0s);
   CHECK(coax::timeout(std::chrono::hours::min()).value() < 0s);

@@ -3,6 +3,7 @@
 #include <coax/config.hpp>
 
 #include <chrono>
+#include <ratio>
 #include <type_traits>
 
 namespace coax::inline COAX_ABI {
@@ -46,11 +47,16 @@ class timeout {
     constexpr double limit = std::chrono::duration_cast<seconds>(clock::duration::max()).count();
     if (!(approximate < limit)) return clock::duration::max();
     if (approximate < 0) return clock::duration(-1);
-    if constexpr (std::chrono::treat_as_floating_point_v<Rep>)
+    if constexpr (std::chrono::treat_as_floating_point_v<Rep>) {
       return std::chrono::duration_cast<clock::duration>(
           seconds(approximate));  // a float would overflow
-    else
+    } else if constexpr (std::ratio_divide<Period, clock::period>::den == 1) {
       return std::chrono::duration_cast<clock::duration>(d);
+    } else {
+      // A unit that is no number of nanoseconds is multiplied before it is divided, which would overflow.
+      const auto whole = std::chrono::duration_cast<std::chrono::seconds>(d);
+      return whole + std::chrono::duration_cast<clock::duration>(d - whole);
+    }
   }
 
   clock::duration value_;
