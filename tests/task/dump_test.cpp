@@ -192,7 +192,10 @@ TEST_CASE("a dump of a deep chain and of deep nesting is bounded and needs no st
     deep.run_to_end();
     watched<> wide(*loop, nested(2'000));
     loop->settle();
-    CHECK(lines_of(dump_of(*loop)).size() >= 2'000);
+    const std::string text = dump_of(*loop);
+    CHECK(lines_of(text).size() >= 2'000);
+    CHECK(text.size() < lines_of(text).size() * 400);  // deep down no line is as long as it is deep
+    CHECK(has(text, {"[61] ", "[62] ", "[1999] "}));
     wide.cancel_from_outside();
     wide.run_to_end();
   });

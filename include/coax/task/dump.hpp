@@ -43,7 +43,8 @@ class dumper {
   }
 
  private:
-  static constexpr std::size_t chain_max = 16;  // tasks of a chain that are printed
+  static constexpr std::size_t chain_max = 16;   // tasks of a chain that are printed
+  static constexpr std::size_t indent_max = 60;  // what is deeper has its depth in front
 
   static const root_list* branches_of(const root& r) noexcept {
     const waiter* const w = r.waits_for();
@@ -119,7 +120,8 @@ class dumper {
   }
 
   void indent(std::size_t depth) const noexcept {
-    for (std::size_t i = 0; i < depth; ++i) std::fputs("  ", to_);
+    for (std::size_t i = 0; i < depth && i < indent_max; ++i) std::fputs("  ", to_);
+    if (depth > indent_max) std::fprintf(to_, "[%zu] ", depth);
   }
 
   void print_place(const promise_base& task) const noexcept {
