@@ -71,6 +71,19 @@ TEST_CASE("that a connection was lost, and how, a read says in the next run too"
   });
 }
 
+TEST_CASE("what is kept of a stream is kept by its number") {
+  using coax::detail::undelivered;
+  constexpr int first = 1'000'000;  // not open
+  for (int i = 0; i < 5'000; ++i)
+    undelivered::keep(first + i, {.lost = static_cast<std::uint8_t>(1 + i % 100)});
+  CHECK(undelivered::take(first - 1'024).lost == 0);
+  for (int i = 0; i < 5'000; ++i) {
+    const int there = i * 7 % 5'000;
+    if (undelivered::take(first + there).lost != 1 + there % 100) FAIL("of another one");
+    if (undelivered::take(first + there).lost != 0) FAIL("twice");
+  }
+}
+
 TEST_CASE("a direction that was cut off in one run has failed in the next, and the other has not") {
   for (const bool reading : {true, false}) {
     on_each_two_backends([reading](coax::backend first, coax::backend second) {

@@ -4,6 +4,7 @@
 #include <coax/io/inbox.hpp>
 #include <coax/task/fatal.hpp>
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -32,7 +33,7 @@ class undelivered {
     auto* made = new (std::nothrow) entry{fd, std::move(kept), nullptr};
     if (made == nullptr) fatal("no memory to keep the state of a stream that outlives its run");
     const std::lock_guard lock(mutex_);
-    made->next = std::exchange(first_, made);
+    made->next = std::exchange(first_of(fd), made);
     ++count_;
   }
 
@@ -41,7 +42,7 @@ class undelivered {
   static kept_of_stream take(int fd) noexcept {
     if (count_.load(std::memory_order_acquire) == 0) return {};
     const std::lock_guard lock(mutex_);
-    for (entry** at = &first_; *at != nullptr; at = &(*at)->next) {
+    for (entry** at = &first_of(fd); *at != nullptr; at = &(*at)->next) {
       if ((*at)->fd != fd) continue;
       const std::unique_ptr<entry> found(*at);
       *at = found->next;
@@ -58,8 +59,13 @@ class undelivered {
     entry* next;
   };
 
+  static constexpr std::size_t lists = 1024;
+
+  /// Of the list that `fd` is kept in.
+  static entry*& first_of(int fd) noexcept { return first_[static_cast<unsigned>(fd) % lists]; }
+
   static inline std::mutex mutex_;
-  static inline entry* first_ = nullptr;
+  static inline std::array<entry*, lists> first_{};
   static inline std::atomic<std::size_t> count_{0};
 };
 
