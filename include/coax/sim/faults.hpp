@@ -12,9 +12,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <map>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace coax::inline COAX_ABI::sim {
 
@@ -41,7 +41,7 @@ class call_rule {
   /// Errors    std::invalid_argument when `n` is 0.
   call_rule& nth(std::uint64_t n, int error) {
     if (n == 0) coax::detail::throw_invalid_argument("coax: nth: the first call is 1");
-    planned_.push_back({made_ + n, error});
+    planned_.emplace(made_ + n, error);
     return *this;
   }
   /// Every call from now on fails with `error`; 0 ends that.
@@ -55,17 +55,15 @@ class call_rule {
   /// Counts one call. Result: the error it is to fail with, or 0.
   int next() noexcept {
     ++made_;
-    for (const plan& p : planned_)
-      if (p.at == made_) return p.error;
-    return always_;
+    const auto planned = planned_.find(made_);
+    if (planned == planned_.end()) return always_;
+    const int error = planned->second;
+    planned_.erase(planned);
+    return error;
   }
 
  private:
-  struct plan {
-    std::uint64_t at;
-    int error;
-  };
-  std::vector<plan> planned_;
+  std::map<std::uint64_t, int> planned_;  // the error, by the number of the call
   std::uint64_t made_ = 0;
   int always_ = 0;
 };
