@@ -150,7 +150,9 @@ class loop {
   ~loop() = default;
 
   /// Counts one that costs more than others as so many.
-  void spend_inline_completions(int count) noexcept { inline_left_ -= count; }
+  void spend_inline_completions(int count) noexcept {
+    if (inline_left_ > 0) inline_left_ -= count;
+  }
 
   bool has_ready() const noexcept { return !ready_.empty(); }
   void make_ready(ready_queue& nodes) noexcept { ready_.append(nodes); }
