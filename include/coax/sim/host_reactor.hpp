@@ -177,7 +177,7 @@ class ring_host final : public host_reactor<completion_reactor> {
     // Queued behind the submission: the kernel sees both at the next turn, in this order.
     if (submitted_.remove(op)) in_kernel_.push_back({&op, op.fd()});
     for (entry& e : in_kernel_)
-      if (e.op == &op) e.cancelled = true;
+      if (e.op == &op) ask_to_give_up(e);
   }
 
   bool arm_multishot(const descriptor& d) noexcept override {
@@ -189,7 +189,10 @@ class ring_host final : public host_reactor<completion_reactor> {
   }
   void cancel_multishot(std::uint64_t key) noexcept override {
     for (entry& e : in_kernel_)
-      if (e.op == nullptr && e.key == key) e.cancelled = true;
+      if (e.op == nullptr && e.key == key) ask_to_give_up(e);
+  }
+  void ask_to_give_up(entry& e) noexcept {
+    if (!std::exchange(e.cancelled, true)) ++cancels_;
   }
 
   /// The kernel takes buffers as it needs them, as if they had been lying there.
@@ -204,37 +207,36 @@ class ring_host final : public host_reactor<completion_reactor> {
       auto* op = static_cast<operation*>(submitted_.pop());
       in_kernel_.push_back({op, op->fd()});
     }
-    attempt_each([](entry& e) { return !std::exchange(e.begun, true); });
+    auto first_new = in_kernel_.end();
+    while (first_new != in_kernel_.begin() && !std::prev(first_new)->begun) --first_new;
+    attempt_each(first_new, [](entry& e) { return e.begun = true; });
     // A cancellation races with what the operation waits for.
-    if (cancels() && engine_.decide.choose(2) != 0) cancel_pending();
+    if (cancels_ != 0 && engine_.decide.choose(2) != 0) cancel_pending();
     for (const kernel::event& event : kernel_.take_events())
-      attempt_each([&](const entry& e) { return e.fd == event.fd; });
+      attempt_each(in_kernel_.begin(), [&](const entry& e) { return e.fd == event.fd; });
     cancel_pending();
     reap();
   }
 
   bool asks_kernel() const noexcept override {
-    if (!submitted_.empty() || !completed_.empty()) return true;
-    return std::any_of(in_kernel_.begin(), in_kernel_.end(),
-                       [](const entry& e) { return !e.begun || e.cancelled; });
+    if (!submitted_.empty() || !completed_.empty() || cancels_ != 0) return true;
+    return !in_kernel_.empty() && !in_kernel_.back().begun;  // those not begun are the last
   }
 
-  bool cancels() const noexcept {
-    return std::any_of(in_kernel_.begin(), in_kernel_.end(),
-                       [](const entry& e) { return e.cancelled; });
-  }
   void cancel_pending() noexcept {
+    if (std::exchange(cancels_, 0) == 0) return;
     in_kernel_.remove_if([this](const entry& e) {
       if (e.cancelled) completed_.push_back({e.op, e.key, -ECANCELED});
       return e.cancelled;
     });
   }
 
-  /// Makes the call of each that `is_due`; one that has to wait is watched.
+  /// Makes the call of each from `at` on that `is_due`; one that has to wait is watched.
   template <class IsDue>
-  void attempt_each(IsDue&& is_due) noexcept {
-    for (auto at = in_kernel_.begin(); at != in_kernel_.end();) {
+  void attempt_each(std::list<entry>::iterator at, IsDue&& is_due) noexcept {
+    while (at != in_kernel_.end()) {
       const bool has_ended = is_due(*at) && (at->op != nullptr ? performs(*at) : receives(*at));
+      if (has_ended && at->cancelled) --cancels_;
       at = has_ended ? in_kernel_.erase(at) : std::next(at);
     }
   }
@@ -305,6 +307,7 @@ class ring_host final : public host_reactor<completion_reactor> {
   engine& engine_;
   ready_queue submitted_;
   std::list<entry> in_kernel_;
+  std::size_t cancels_ = 0;  // of these, asked to give up
   std::deque<completed> completed_;
   std::size_t provided_ = 0;
 };
