@@ -566,6 +566,27 @@ TEST_CASE("a planned fault hits the call it names") {
   CHECK_THROWS_AS(client.on("mmap"), std::invalid_argument);
 }
 
+TEST_CASE("a latency and a stall may be for ever") {
+  constexpr auto for_ever = coax::clock::duration::max();
+  for (const bool stalls : {false, true}) {
+    sim::options o;
+    if (stalls) {
+      o.stall = 1;
+      o.stall_time = {for_ever, for_ever};
+    } else {
+      o.latency = {for_ever, for_ever};
+    }
+    sim::world w{o};
+    std::string got;
+    coax::clock::time_point at;
+    w.host("srv", echo_one_by_one);
+    w.host("cli", ping, std::string("x"), std::ref(got), std::ref(at));
+    w.run_for(std::chrono::hours(24 * 365));
+    CHECK(got.empty());
+    CHECK(w.now() - w.start() == std::chrono::hours(24 * 365));
+  }
+}
+
 TEST_CASE("a planned fault is counted from when it is planned") {
   sim::call_rule rule;
   CHECK(rule.next() == 0);

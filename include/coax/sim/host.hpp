@@ -9,6 +9,7 @@
 #include <coax/sim/network.hpp>
 #include <coax/sim/program.hpp>
 #include <coax/sim/tcp_stack.hpp>
+#include <coax/task/clock.hpp>
 #include <coax/task/exceptions.hpp>
 #include <coax/task/fatal.hpp>
 #include <coax/task/result.hpp>
@@ -157,7 +158,7 @@ class host final : private host_services {
     if (engine_.decide.chance(faults_.are_stopped() ? 0 : engine_.how.stall)) {
       const clock::duration time = engine_.decide.between(engine_.how.stall_time);
       engine_.note(tcp_.index(), "stall", time.count());
-      stalled_until_ = engine_.now + time;
+      stalled_until_ = timeout(time).after(engine_.now);
       return nullptr;
     }
     loop_->as_reactor().turn();

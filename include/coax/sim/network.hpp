@@ -166,7 +166,7 @@ class network {
       busy_until = std::max(busy_until, engine_.now) + clock::duration(time);
       arrival = busy_until;
     }
-    arrival += engine_.decide.between(engine_.how.latency);
+    arrival = timeout(engine_.decide.between(engine_.how.latency)).after(arrival);
     flow& f = flows_[p.flow];
     if (p.flow != 0) f.last_arrival = arrival = std::max(arrival, f.last_arrival);
     const std::uint64_t in_order = p.flow;
