@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the scripts here: builds the benchmarks into $build, with the compiler $CXX (by default
 # g++). What is missing of the build's own needs is installed first; a library to compare with is not.
-top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+top=$(cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/../.." && pwd)
 export CXX=${CXX:-g++}
 build=$top/build/bench-$(basename "$CXX")
 
