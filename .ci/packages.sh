@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts that build: `need PACKAGE...` installs those Debian packages that are missing.
+# Sourced by the scripts that build: `need PACKAGE...` installs those Debian packages that are missing, and
+# `set_up FOLDER OPTION...` makes a build folder.
 
 # What counts is that the thing works, not who installed it: other systems have no packages of these names.
 have() {
@@ -45,6 +46,21 @@ need() {
     return 1
   fi
   rm "$log"
+}
+
+# `meson setup` of the tree $top, unless that was done. A folder whose setup was interrupted, that another Meson made, or
+# that was moved or copied here with its tree, is made anew: Meson only says that it cannot use it, or uses the other tree.
+# shellcheck disable=SC2094,SC2154 # a lock, which holds what was done; $top is of who sources this
+set_up() {
+  local folder=$1 note=$1.set-up
+  shift
+  mkdir -p "$(dirname "$folder")" && (
+    flock 8 && made_as="$(realpath "$(dirname "$folder")") $(meson --version)" || exit
+    # The last file that Meson writes. Who has set it up by hand has not said how, and is left alone.
+    if [[ -f $folder/build.ninja && -f $folder/meson-info/meson-info.json &&
+      (! -s $note || $(<"$note") == "$made_as") ]]; then exit 0; fi
+    rm -rf "$folder" && meson setup "$folder" "$top" "$@" && echo "$made_as" >"$note"
+  ) 8>>"$note"
 }
 
 # Sets `clang` and `clang_format`: 19 where it can be had, else another; before 16 its coroutines are not up to it.

@@ -10,8 +10,6 @@ source "$top/.ci/packages.sh"
 need g++ gcc meson ninja-build pkg-config liburing-dev catch2 python3
 
 {
-  if [[ ! -f $build/build.ninja ]]; then
-    meson setup "$build" "$top" -Dexamples=disabled -Dtests=enabled
-  fi
+  set_up "$build" -Dexamples=disabled -Dtests=enabled
   meson compile -C "$build" bench
 } >&2
