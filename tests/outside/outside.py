@@ -988,6 +988,11 @@ def on_alarm(*_):
     raise Failed(f"not done after {DEADLINE} s")
 
 
+def on_sigterm(*_):
+    """As Ctrl-C, which becomes this under `meson test`: what a test has started ends with it."""
+    sys.exit("ended by SIGTERM")
+
+
 def run(body, backend):
     signal.alarm(DEADLINE)
     result, why = "ok", ""
@@ -1013,6 +1018,7 @@ def main(names=("echo", "echo_client", "poll", "threads")):
     filters = sys.argv[2:] or [""]
     no_io_uring = why_no_io_uring()
     signal.signal(signal.SIGALRM, on_alarm)
+    signal.signal(signal.SIGTERM, on_sigterm)
     counts = dict.fromkeys(("ok", "skipped", "FAILED"), 0)
     LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     with tempfile.TemporaryDirectory() as programs:
