@@ -176,6 +176,36 @@ TEST_CASE("poll of several waits on a descriptor that stands in it twice for all
   });
 }
 
+TEST_CASE("poll of several waits for each of them, in whatever order they stand") {
+  on_each_backend_and_simulation([]() -> coax::task<> {
+    for (std::size_t wakes = 0; wakes < 3; ++wakes) {
+      fd_pair pairs[] = {unix_pair(), unix_pair(), unix_pair()};
+      const auto fd = [&](std::size_t i) { return pairs[i].ours.get(); };
+      std::array<pollfd, 9> fds{{{fd(2), POLLPRI, 0},
+                                 {-1, POLLIN, 0},
+                                 {fd(0), POLLIN, 0},
+                                 {fd(2), POLLIN, 0},
+                                 {-1, POLLIN, 0},
+                                 {-7, POLLIN, 0},
+                                 {fd(1), POLLIN, 0},
+                                 {fd(0), POLLPRI, 0},
+                                 {fd(2), 0, 0}}};
+      auto body = [&](coax::scope& s) -> coax::task<> {
+        s.spawn([&]() -> coax::task<> {
+          auto ready = co_await coax::poll(fds);
+          REQUIRE(ready);
+          CHECK(*ready == 1);
+        });
+        co_await turns();
+        put(pairs[wakes].theirs, "x");
+      };
+      co_await coax::with_scope(body);
+      for (const pollfd& each : fds)
+        CHECK(each.revents == (each.fd == fd(wakes) && each.events == POLLIN ? POLLIN : 0));
+    }
+  });
+}
+
 TEST_CASE("poll of several reports a closed descriptor as POLLNVAL at once") {
   on_each_backend_and_simulation([]() -> coax::task<> {
     fd_pair p = pipe_to_us();
