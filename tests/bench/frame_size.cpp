@@ -1,5 +1,5 @@
-// The size of coroutine frames in bytes, as one line of JSON. Every frame comes from the heap here,
-// where its size can be seen.
+// The size of coroutine frames in bytes, as the free lists round them, as one line of JSON. Every frame comes
+// from the heap here, where its size can be seen.
 
 #define COAX_FRAMES_FROM_HEAP 1
 #include "allocations.hpp"

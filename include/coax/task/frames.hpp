@@ -46,7 +46,8 @@ class frames {
 
   [[gnu::always_inline]] static void deallocate(void* memory, std::size_t size) noexcept {
     const std::size_t index = class_of(size);
-    if (index >= class_count || !keep(memory, lists_.classes[index])) give_up(memory, size);
+    if (!recycles || index >= class_count || !keep(memory, lists_.classes[index]))
+      give_up(memory, size);
   }
 
   /// Frames allocated and not yet freed by this thread.
@@ -70,10 +71,12 @@ class frames {
   // What all lists keep is at most so many shares.
   static constexpr std::size_t share_bytes = std::size_t{4} * 1024;
   static constexpr std::size_t shares_max = 256;
-#if defined(COAX_FRAMES_FROM_HEAP)
-  static constexpr std::size_t class_count = 0;
-#else
   static constexpr std::size_t class_count = 128;
+  // Files built either way may be linked: what differs is whether there is ever a block to be had.
+#if defined(COAX_FRAMES_FROM_HEAP)
+  static constexpr bool recycles = false;
+#else
+  static constexpr bool recycles = true;
 #endif
   static_assert(class_count * class_bytes <= share_bytes && class_count <= shares_max,
                 "each class can have a share, and a share has room for a block of each");
@@ -141,7 +144,7 @@ class frames {
   /// A block of the class of `size`, if there is one.
   [[gnu::always_inline]] static void* take(std::size_t size) noexcept {
     const std::size_t index = class_of(size);
-    if (index >= class_count) return nullptr;
+    if (!recycles || index >= class_count) return nullptr;
     size_class& list = lists_.classes[index];
     block* head = list.free;
     if (head == nullptr) return nullptr;
@@ -171,7 +174,7 @@ class frames {
   /// Frees one that its list has no room for, or makes room for it.
   [[gnu::noinline, gnu::cold]] static void give_up(void* memory, std::size_t size) noexcept {
     const std::size_t index = class_of(size);
-    if (index < class_count && may_recycle() && get_share(index) &&
+    if (recycles && index < class_count && may_recycle() && get_share(index) &&
         keep(memory, lists_.classes[index]))
       return;
     count(size, -1);
