@@ -6,6 +6,16 @@
 /// The two configurations differ in their types, so each has an inline namespace of its own:
 /// objects built one way refuse to link with objects built the other way, instead of misbehaving.
 
+#if __cplusplus < 202002L
+#error "coax needs C++20: say -std=c++20, or a later standard"
+#endif
+
+#include <version>
+
+#if !defined(__cpp_lib_jthread)
+#error "coax needs std::stop_token: with libc++ say -fexperimental-library"
+#endif
+
 #if defined(COAX_WITHOUT_URING)
 #define COAX_ABI without_uring
 #elif __has_include(<liburing.h>)
@@ -14,3 +24,8 @@
 #error \
     "coax: <liburing.h> was not found: install liburing-dev, or define COAX_WITHOUT_URING for epoll alone"
 #endif
+
+/// The tag has the name stand also in the symbol of a function that merely returns what is of coax.
+namespace coax {
+inline namespace [[gnu::abi_tag]] COAX_ABI {}
+}  // namespace coax

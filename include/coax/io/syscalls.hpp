@@ -28,6 +28,9 @@
 #include <coax/io/thread_sanitizer.hpp>
 
 #include <liburing.h>
+#if !defined(IORING_RECV_MULTISHOT)
+#error "coax needs liburing 2.3 or later: install that, or define COAX_WITHOUT_URING for epoll alone"
+#endif
 #endif
 
 namespace coax::inline COAX_ABI {
