@@ -11,6 +11,11 @@ namespace coax::inline COAX_ABI::detail {
 template <class Wait, class Place = typename wait_queue<Wait>::place>
 class queued_wait : public waiter, public Place {
  protected:
+  queued_wait() = default;
+  queued_wait(const queued_wait&) = default;
+  queued_wait& operator=(const queued_wait&) = delete;
+  ~queued_wait() = default;
+
   bool ready_now() noexcept override = 0;
 
  private:
