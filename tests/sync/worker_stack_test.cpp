@@ -1194,7 +1194,7 @@ class trial final : public watcher {
   std::uint64_t seed_;
   bool aloud_;
   reference model_;
-  std::optional<workers> stack_{std::in_place};
+  std::unique_ptr<workers> stack_ = std::make_unique<workers>();  // null while it is destroyed
   std::map<int, part> cast_;
   int entered_ = 0;
   int accepted_ = 0;
