@@ -87,13 +87,14 @@ coax::task<> serve(coax::listener listener) {
   });
 }
 
-int main(int argc, char** argv) try {
-  auto listener = coax::listener::bind(argc > 1 ? argv[1] : "127.0.0.1:9000").value();
-  std::printf("chat: listening on %s\n", listener.local_endpoint().value().to_string().c_str());
+int main(int argc, char** argv) {
+  const char* const where = argc > 1 ? argv[1] : "127.0.0.1:9000";
+  auto listener = coax::listener::bind(where);
+  if (!listener) {
+    std::fprintf(stderr, "chat: %s: %s\n", where, listener.error().message().c_str());
+    return 1;
+  }
+  std::printf("chat: listening on %s\n", listener->local_endpoint().value().to_string().c_str());
   std::fflush(stdout);
-  coax::run(serve, std::move(listener));
-  return 0;
-} catch (const std::system_error& e) {
-  std::fprintf(stderr, "chat: %s\n", e.code().message().c_str());
-  return 1;
+  coax::run(serve, std::move(*listener));
 }

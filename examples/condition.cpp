@@ -26,8 +26,9 @@ struct work {
   coax::condition filled;
 };
 
+/// Ends when nobody reads what is printed any more.
 coax::task<> produce(work& w, std::chrono::milliseconds pause) {
-  for (int task = 0;; ++task) {
+  for (int task = 0; std::ferror(stdout) == 0; ++task) {
     std::printf("producer: task %d\n", task);
     w.tasks.push_back(task);
     w.filled.notify_one();
@@ -50,9 +51,9 @@ coax::task<> until_stopped(int consumers, std::chrono::milliseconds pause) {
   work w;
   auto all = [&](coax::scope& s) -> coax::task<> {
     for (int i = 1; i <= consumers; ++i) s.spawn(consume, std::ref(w), i);
-    co_await produce(w, pause);
+    co_return;
   };
-  co_await coax::race(coax::with_scope(all), coax::signals({SIGINT, SIGTERM}));
+  co_await coax::race(coax::with_scope(all), produce(w, pause), coax::signals({SIGINT, SIGTERM}));
 }
 
 int number(std::string_view text) {

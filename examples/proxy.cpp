@@ -84,11 +84,20 @@ int number(const char* text) {
   throw std::system_error(std::make_error_code(std::errc::invalid_argument), text);
 }
 
+/// What `make` gives for `text`, which is named if that is an error.
+template <class Make>
+auto named(const Make& make, std::string_view text) {
+  auto made = make(text);
+  if (!made) throw std::system_error(made.error(), std::string(text));
+  return std::move(*made);
+}
+
 int main(int argc, char** argv) try {
   const auto idle = (argc > 3 ? number(argv[3]) : 60) * 1s;
   const int most = argc > 4 ? number(argv[4]) : 1000;
-  const auto target = coax::endpoint::parse(argc > 2 ? argv[2] : "127.0.0.1:9000").value();
-  auto listener = coax::listener::bind(argc > 1 ? argv[1] : "127.0.0.1:9001").value();
+  const auto target = named(coax::endpoint::parse, argc > 2 ? argv[2] : "127.0.0.1:9000");
+  auto listener = named([](auto where) { return coax::listener::bind(where); },
+                        argc > 1 ? argv[1] : "127.0.0.1:9001");
   std::printf("proxy: listening on %s\n", listener.local_endpoint().value().to_string().c_str());
   std::fflush(stdout);
   coax::run(serve, listener, target, idle, most);
