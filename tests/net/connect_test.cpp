@@ -325,7 +325,7 @@ TEST_CASE("many connections are made at once") {
       for (connected& c : clients)
         s.spawn(connect_one, from->local_endpoint().value(), std::ref(c));
       while (served.size() < count) {
-        auto next = co_await from->accept();
+        auto next = co_await coax::within(patience, from->accept());
         REQUIRE(next);
         served.push_back(std::move(*next));
       }
