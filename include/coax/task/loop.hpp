@@ -60,7 +60,9 @@ class loop {
   /// a coroutine needs something that wakes it.
   static loop& current() noexcept {
     if (running_ == nullptr)
-      detail::fatal("no reactor runs on this thread: await from a task started by coax::run");
+      detail::fatal(
+          "no reactor runs on this thread (or only one of another copy of coax, in a shared object): await from a "
+          "task started by coax::run");
     return *running_;
   }
 
