@@ -29,7 +29,8 @@
 
 #include <liburing.h>
 #if !defined(IORING_RECV_MULTISHOT)
-#error "coax needs liburing 2.3 or later: install that, or define COAX_WITHOUT_URING for epoll alone"
+#error \
+    "coax needs liburing 2.3 or later: install that, or define COAX_WITHOUT_URING for epoll alone"
 #endif
 #endif
 
