@@ -41,10 +41,10 @@ class tcp_stack final : public receiver, public tcp_host {
       to.port = free_port();
       if (to.port == 0) return -EADDRINUSE;
     } else {
-      for (const std::weak_ptr<tcp_socket>& weak : bound_) {
-        const std::shared_ptr<tcp_socket> other = weak.lock();
-        if (other != nullptr && other != s && conflicts(*s, to, *other)) return -EADDRINUSE;
-      }
+      const bool in_use = any_bound(to.port, [&](const tcp_socket& other) {
+        return &other != s.get() && conflicts(*s, to, other);
+      });
+      if (in_use) return -EADDRINUSE;
     }
     s->local = to;
     s->bound = true;
@@ -174,10 +174,19 @@ class tcp_stack final : public receiver, public tcp_host {
 
   void remember_bound(const std::shared_ptr<tcp_socket>& s) {
     if (bound_.size() >= clean_bound_at_) {
-      std::erase_if(bound_, [](const auto& each) { return each.expired(); });
+      std::erase_if(bound_, [](const auto& each) { return each.second.expired(); });
       clean_bound_at_ = 64 + bound_.size() * 2;
     }
-    bound_.push_back(s);
+    bound_.emplace(s->local.port, s);
+  }
+  /// Whether one of those that were bound to `port` and are still there is `such`.
+  template <class Such>
+  bool any_bound(std::uint16_t port, Such&& such) const {
+    const auto [from, end] = bound_.equal_range(port);
+    return std::any_of(from, end, [&](const auto& each) {
+      const std::shared_ptr<const tcp_socket> other = each.second.lock();
+      return other != nullptr && such(*other);
+    });
   }
 
   std::uint16_t free_port() {
@@ -185,11 +194,7 @@ class tcp_stack final : public receiver, public tcp_host {
       const std::uint16_t port = next_ephemeral_;
       next_ephemeral_ =
           port == last_ephemeral ? first_ephemeral : static_cast<std::uint16_t>(port + 1);
-      const bool taken = std::any_of(bound_.begin(), bound_.end(), [&](const auto& weak) {
-        const auto other = weak.lock();
-        return other != nullptr && other->bound && other->local.port == port;
-      });
-      if (!taken) return port;
+      if (!any_bound(port, [](const tcp_socket& other) { return other.bound; })) return port;
     }
     return 0;
   }
@@ -256,7 +261,7 @@ class tcp_stack final : public receiver, public tcp_host {
   int hosts_ = 0;
   bool up_ = true;
   std::uint16_t next_ephemeral_ = first_ephemeral;
-  std::vector<std::weak_ptr<tcp_socket>> bound_;
+  std::multimap<std::uint16_t, std::weak_ptr<tcp_socket>> bound_;  // by port
   std::size_t clean_bound_at_ = 64;
   std::vector<std::shared_ptr<tcp_socket>> listeners_;
   std::map<std::pair<address, address>, std::shared_ptr<tcp_socket>> connections_;
