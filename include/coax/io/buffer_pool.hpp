@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/task/address_sanitizer.hpp>
 #include <coax/task/frames.hpp>
 
 #include <sys/mman.h>
@@ -12,15 +13,6 @@
 #include <new>
 #include <span>
 #include <utility>
-
-#if defined(COAX_ADDRESS_SANITIZER)
-#include <sanitizer/asan_interface.h>
-#define COAX_BYTES_OUT_OF_USE(address, size) ASAN_POISON_MEMORY_REGION(address, size)
-#define COAX_BYTES_IN_USE(address, size) ASAN_UNPOISON_MEMORY_REGION(address, size)
-#else
-#define COAX_BYTES_OUT_OF_USE(address, size) static_cast<void>(0)
-#define COAX_BYTES_IN_USE(address, size) static_cast<void>(0)
-#endif
 
 namespace coax::inline COAX_ABI::detail {
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <coax/config.hpp>
+#include <coax/task/address_sanitizer.hpp>
 
 #include <algorithm>
 #include <array>
@@ -9,13 +10,6 @@
 #include <new>
 #include <utility>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define COAX_ADDRESS_SANITIZER 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define COAX_ADDRESS_SANITIZER 1
-#endif
-#endif
 #if defined(COAX_ADDRESS_SANITIZER) && !defined(COAX_FRAMES_FROM_HEAP)
 #define COAX_FRAMES_FROM_HEAP 1
 #endif
@@ -159,16 +153,18 @@ class frames {
     return true;
   }
 
-  [[gnu::noinline]] static void* from_heap(std::size_t size) {
-    void* fresh = ::operator new(rounded(size));
+  static void* counted(void* fresh, std::size_t size) noexcept {
     count(size, 1);
+    COAX_BYTES_OUT_OF_USE(static_cast<std::byte*>(fresh) + size, rounded(size) - size);
     return fresh;
+  }
+  [[gnu::noinline]] static void* from_heap(std::size_t size) {
+    return counted(::operator new(rounded(size)), size);
   }
 
   [[gnu::noinline]] static void* try_from_heap(std::size_t size) noexcept {
     void* fresh = ::operator new(rounded(size), std::nothrow);
-    if (fresh != nullptr) count(size, 1);
-    return fresh;
+    return fresh == nullptr ? nullptr : counted(fresh, size);
   }
 
   /// Frees one that its list has no room for, or makes room for it.
@@ -178,6 +174,7 @@ class frames {
         keep(memory, lists_.classes[index]))
       return;
     count(size, -1);
+    COAX_BYTES_IN_USE(memory, rounded(size));
     ::operator delete(memory);
   }
 
