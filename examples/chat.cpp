@@ -8,6 +8,7 @@
 
 #include <cstdio>
 #include <set>
+#include <system_error>
 
 using namespace std::chrono_literals;
 
@@ -87,14 +88,15 @@ coax::task<> serve(coax::listener listener) {
   });
 }
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   const char* const where = argc > 1 ? argv[1] : "127.0.0.1:9000";
   auto listener = coax::listener::bind(where);
-  if (!listener) {
-    std::fprintf(stderr, "chat: %s: %s\n", where, listener.error().message().c_str());
-    return 1;
-  }
+  if (!listener) throw std::system_error(listener.error(), where);
   std::printf("chat: listening on %s\n", listener->local_endpoint().value().to_string().c_str());
   std::fflush(stdout);
   coax::run(serve, std::move(*listener));
+  return 0;
+} catch (const std::system_error& e) {
+  std::fprintf(stderr, "chat: %s\n", e.what());
+  return 1;
 }

@@ -70,4 +70,5 @@ int main(int argc, char** argv) {
   const std::chrono::milliseconds pause(given.size() > 1 ? number(given[1]) : 1000);
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a line is seen when it is written
   coax::run(until_stopped, consumers, pause);
+  return std::ferror(stdout) != 0;
 }
