@@ -18,14 +18,11 @@
 
 #if defined(COAX_WITHOUT_URING)
 #define COAX_ABI without_uring
+#define COAX_ABI_TEXT "without_uring"
 #elif __has_include(<liburing.h>)
 #define COAX_ABI with_uring
+#define COAX_ABI_TEXT "with_uring"
 #else
 #error \
     "coax: <liburing.h> was not found: install liburing-dev, or define COAX_WITHOUT_URING for epoll alone"
 #endif
-
-/// The tag has the name stand also in the symbol of a function that merely returns what is of coax.
-namespace coax {
-inline namespace [[gnu::abi_tag]] COAX_ABI {}
-}  // namespace coax

@@ -138,11 +138,7 @@ class dumper {
 
   /// Without the namespace that nobody writes, see config.hpp.
   void print_name(std::string_view name) const noexcept {
-#if defined(COAX_WITHOUT_URING)
-    constexpr std::string_view unwritten = "without_uring::";
-#else
-    constexpr std::string_view unwritten = "with_uring::";
-#endif
+    constexpr std::string_view unwritten = COAX_ABI_TEXT "::";
     for (std::size_t end = 0; end != name.npos;) {
       end = name.find(unwritten);
       const std::string_view part = name.substr(0, end);

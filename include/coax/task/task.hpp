@@ -14,8 +14,10 @@
 
 namespace coax::inline COAX_ABI {
 
+// The tag stands also in the symbol of a function that merely gives a task, be it of no type of coax otherwise:
+// see config.hpp.
 template <class T>
-class task;
+class [[gnu::abi_tag(COAX_ABI_TEXT)]] task;
 template <class T>
 class task_awaiter;
 
@@ -190,7 +192,8 @@ class promise_of : public promise_base, public framed {
 /// Errors    what the body throws is rethrown where it is awaited.
 /// Thread    the reactor's.
 template <class T = void>
-class [[nodiscard("a task does nothing until it is awaited or spawned")]] task {
+class [[nodiscard("a task does nothing until it is awaited or spawned"),
+        gnu::abi_tag(COAX_ABI_TEXT)]] task {
  public:
   class promise_type;
   using value_type = T;
