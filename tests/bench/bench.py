@@ -9,6 +9,7 @@ round. What ran when is on stderr.
 
 import argparse
 import os
+import signal
 import sys
 import time
 
@@ -30,6 +31,7 @@ def main():
     arguments = parser.parse_args()
     cxx = os.environ.get("CXX", "g++").split()[-1]
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended
     b = Bench(arguments)
     b.run_all()
     shown = [arguments.mode] + arguments.name

@@ -288,6 +288,7 @@ def fits_in_memory(programs, wanted, each):
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended
     programs = sys.argv[1]
     each = descriptors_each()
     count = fits_in_memory(programs, within_limits(WANTED, each), each)
