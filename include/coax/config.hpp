@@ -4,7 +4,8 @@
 ///
 /// Define COAX_WITHOUT_URING to build epoll alone: liburing is then neither included nor linked.
 /// The two configurations differ in their types, so each has an inline namespace of its own:
-/// objects built one way refuse to link with objects built the other way, instead of misbehaving.
+/// objects built one way refuse to link with objects built the other way, instead of misbehaving. (A type
+/// that is merely returned is no part of a symbol: task alone has a tag that makes it one.)
 
 #if __cplusplus < 202002L
 #error "coax needs C++20: say -std=c++20, or a later standard"
