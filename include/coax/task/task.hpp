@@ -14,8 +14,7 @@
 
 namespace coax::inline COAX_ABI {
 
-// The tag stands also in the symbol of a function that merely gives a task, be it of no type of coax otherwise:
-// see config.hpp.
+// The tag makes it part of the symbol of a function that merely gives a task: see config.hpp.
 template <class T>
 class [[gnu::abi_tag(COAX_ABI_TEXT)]] task;
 template <class T>
