@@ -1,6 +1,7 @@
 #include <coax/net/connect.hpp>
 #include <coax/net/listener.hpp>
 #include <coax/task/scope.hpp>
+#include <coax/task/shield.hpp>
 #include <coax/task/within.hpp>
 
 #include "pairs.hpp"
@@ -319,6 +320,24 @@ TEST_CASE("a second task that accepts is turned away at once, and the first goes
       while (!first) co_await coax::yield();
     });
     CHECK(*first);
+  });
+}
+
+TEST_CASE("an accept that was cancelled keeps its place until it has unwound") {
+  on_each_backend_and_simulation([]() -> task<> {
+    auto from = listener::bind("127.0.0.1:0");
+    REQUIRE(from);
+    accepted first;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(accept_one, std::ref(*from), std::ref(first));
+      co_await turns();
+      s.cancel();
+      auto second = co_await coax::shield(from->accept());
+      CHECK(second.error() == std::errc::device_or_resource_busy);
+    });
+    CHECK(!first);
+    auto third = co_await coax::within(0s, from->accept());
+    CHECK(third.error() == std::errc::timed_out);
   });
 }
 

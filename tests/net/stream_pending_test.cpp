@@ -1,5 +1,6 @@
 #include <coax/net/stream.hpp>
 #include <coax/task/scope.hpp>
+#include <coax/task/shield.hpp>
 #include <coax/task/within.hpp>
 
 #include "pairs.hpp"
@@ -99,6 +100,25 @@ TEST_CASE("a second reader is turned away at once, and the first goes on") {
     REQUIRE(first);
     REQUIRE(*first);
     CHECK(text_of(std::span(bytes).first(**first)) == "abc");
+  });
+}
+
+TEST_CASE("on io_uring a read that was cancelled keeps its place until it has unwound") {
+  on_each_kernel_pair([](stream& near, stream&) -> task<> {
+    const bool keeps_it = coax::reactor::current().backend() == "io_uring";
+    std::array<std::byte, 8> bytes;
+    outcome first;
+    co_await coax::with_scope([&](coax::scope& s) -> task<> {
+      s.spawn(read_some, std::ref(near), std::span(bytes), std::ref(first));
+      co_await turns();
+      s.cancel();
+      auto second = co_await coax::shield(coax::within(0s, near.read(bytes)));
+      CHECK(second.error() ==
+            (keeps_it ? std::errc::device_or_resource_busy : std::errc::timed_out));
+    });
+    CHECK(!first);
+    auto third = co_await coax::within(0s, near.read(bytes));
+    CHECK(third.error() == std::errc::timed_out);
   });
 }
 

@@ -102,8 +102,8 @@ class listener {
   ///
   /// Result    a stream with the options that `listen_options` gave.
   /// Errors    EBADF when it is closed, std::errc::operation_canceled when it is closed meanwhile,
-  ///           std::errc::device_or_resource_busy when another task accepts from it; else as
-  ///           accept(2).
+  ///           std::errc::device_or_resource_busy when another task accepts from it, be it one that was
+  ///           cancelled and has not unwound yet; else as accept(2).
   task<result<stream>> accept() { return accept_on(fd_.get(), tcp_); }
 
   /// Stops listening; a task that waits in `accept` gets std::errc::operation_canceled, and the

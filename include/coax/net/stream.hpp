@@ -34,8 +34,8 @@ namespace coax::inline COAX_ABI {
 /// A connection: a stream of bytes each way, over TCP or a Unix socket.
 ///
 /// One task may read and one may write at a time; another gets std::errc::device_or_resource_busy
-/// at once, also while one that was cancelled has not unwound yet. Reading and writing stay valid
-/// when the stream object is moved meanwhile.
+/// at once, on io_uring also while one that was cancelled has not unwound yet. Reading and writing stay
+/// valid when the stream object is moved meanwhile.
 ///
 /// Destroying it closes the connection at once, over TCP by a reset when bytes that came are unread; what
 /// a task still waits for on it fails with std::errc::operation_canceled. To be sure that the peer gets
