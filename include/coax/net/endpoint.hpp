@@ -68,7 +68,7 @@ class endpoint {
   /// The text parse() takes, and takes back to an equal endpoint. What cannot be written reads
   /// "unspecified", "unix:" (an unnamed socket), "unix:@" (a name of no bytes) or "family 16"; a
   /// relative path that begins with '@' reads "./@...", and the bytes of an abstract name, NUL
-  /// included, stand as they are.
+  /// included, stand as they are. A path of 108 bytes, which the kernel knows too, parse() refuses.
   std::string to_string() const;
 
   /// Whether both name the same socket: the flow label of IPv6 does not count, its scope does.
