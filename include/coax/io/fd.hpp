@@ -58,7 +58,8 @@ namespace coax::inline COAX_ABI {
 /// Waits until one of `events` (POLLIN, POLLOUT, ...) is true of `fd`, or it has failed or hung up.
 ///
 /// Result    the events that are true.
-/// Errors    EBADF when `fd` is not open.
+/// Errors    EBADF when `fd` is not open; EMFILE, on io_uring, where a descriptor is needed to wait for
+///           other events than POLLIN and none is left; else as poll(2).
 /// See       poll(2).
 [[nodiscard]] inline operations::poll poll(int fd, short events) noexcept {
   return operations::poll(fd, events);
@@ -69,7 +70,7 @@ namespace coax::inline COAX_ABI {
 /// so put it under `within`.
 ///
 /// Result    how many entries have a non-zero `revents`; one of a closed descriptor is POLLNVAL.
-/// Errors    as poll(2) and epoll_create1(2).
+/// Errors    as poll(2), epoll_create1(2) and epoll_ctl(2).
 /// Lifetime  borrows `fds` until completion.
 inline task<result<std::size_t>> poll(std::span<pollfd> fds) {
   // A private epoll(7) descriptor stands for all of them: it is readable when one of them is ready.
