@@ -13,9 +13,9 @@ namespace coax::inline COAX_ABI {
 /// A variable of which each task has its own value: a request's number for a log, whom it is served
 /// for.
 ///
-/// A child begins with the values its parent had when it was started: by `scope::spawn`, or as a
-/// branch of `race`, `when_all` or `within`. What it sets from then on is its own. Tasks that await
-/// each other are one and share their values.
+/// A child begins with the values its parent had when it was started: by `scope::spawn`, as a
+/// branch of `race`, `when_all` or `within`, or as the body of `with_scope` or `finally`. What it sets
+/// from then on is its own. Tasks that await each other are one and share their values.
 ///
 ///     coax::task_local<int> request;                     // outlives the tasks that use it
 ///     request.set(7);
