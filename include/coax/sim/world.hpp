@@ -93,6 +93,9 @@ class world final : private host_names {
   clock::time_point now() const noexcept { return engine_.now; }
 
   /// Lets `d` of virtual time pass.
+  ///
+  /// Errors    what a program or an invariant throws; sim::violated; sim::stuck when a million steps
+  ///           take no time. Of all that run.
   void run_for(timeout d) {
     const clock::time_point until = d.after(engine_.now);
     while (step(until)) continue;
