@@ -442,6 +442,8 @@ TEST_CASE("a reactor used in a child of a fork aborts with a message") {
       coax::detail::run_on(*reactor, []() -> task<> { co_return; });
     });
     CHECK(begins.aborted_saying("both sides of a fork"));
+    const ending posts = ending_of([reactor = reactor_of(b)] { coax::post(*reactor, [] {}); });
+    CHECK(posts.aborted_saying("both sides of a fork"));
   }
 }
 

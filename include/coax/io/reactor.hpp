@@ -99,6 +99,7 @@ class reactor : public io_loop {
   ///           soon as `node` has run, though this call may not have returned by then.
   /// Thread    any.
   bool post(ready_node& node) noexcept {
+    owner().check_process();
     const std::lock_guard lock(posted_mutex_);
     if (posts_closed_) return false;
     const bool first = posted_.empty();
