@@ -487,6 +487,10 @@ TEST_CASE("signals: told to who waits, kept for who waits later, deadly to who n
   CHECK(!first.is_running());
   second.signal(SIGCHLD);
   CHECK(second.is_running());
+  second.signal(SIGTSTP);
+  CHECK(second.is_paused());
+  second.signal(SIGCONT);
+  CHECK(!second.is_paused());
   second.signal(SIGTERM);
   CHECK(!second.is_running());
 }

@@ -89,13 +89,19 @@ class host final : private host_services {
   }
 
   /// Sends a signal: told to whoever waits in `signals`. One that the program has never waited for
-  /// ends it, or is ignored, as by default; SIGSTOP and SIGCONT pause and resume.
+  /// ends it, pauses it or is ignored, as by default; SIGCONT resumes.
+  ///
+  /// Errors    std::invalid_argument for a number that is no signal.
   void signal(int number) {
+    if (number < 1 || number > coax::detail::signal_max)
+      coax::detail::throw_invalid_argument("coax: host " + name_ + " was sent signal " +
+                                           std::to_string(number) + ", which is none");
     if (!is_running()) return;
     engine_.note(tcp_.index(), "signal", number);
     if (number == SIGSTOP) return pause();
     if (number == SIGCONT) resume();
     if (signals_->catches(number)) return loop_->inside([&] { signals_->deliver(number); });
+    if (number == SIGTSTP || number == SIGTTIN || number == SIGTTOU) return pause();
     const bool ignored = number == SIGCONT || number == SIGCHLD || number == SIGURG ||
                          number == SIGWINCH || number == SIGPIPE;
     if (!ignored) kill();
