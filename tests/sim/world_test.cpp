@@ -1,4 +1,5 @@
 #include "../catch.hpp"
+#include "../task/death.hpp"
 #include "echo_server.hpp"
 
 #include <coax/io/fd.hpp>
@@ -493,6 +494,23 @@ TEST_CASE("signals: told to who waits, kept for who waits later, deadly to who n
   CHECK(!second.is_paused());
   second.signal(SIGTERM);
   CHECK(!second.is_running());
+}
+
+TEST_CASE("a program that ends its own host aborts with a message") {
+  const auto ended_by = [](void (sim::host::*end)()) {
+    return ending_of([end] {
+      sim::world w;
+      sim::host* own = nullptr;
+      const auto ends = [&]() -> task<> {
+        co_await coax::sleep_for(1s);
+        (own->*end)();
+      };
+      own = &w.host("srv", ends);
+      w.run_for(2s);
+    });
+  };
+  CHECK(ended_by(&sim::host::crash).aborted_saying("end its own host"));
+  CHECK(ended_by(&sim::host::kill).aborted_saying("end its own host"));
 }
 
 TEST_CASE("a paused host does not run, and its kernel goes on") {

@@ -28,6 +28,9 @@ namespace coax::inline COAX_ABI::sim {
 
 /// A machine of a simulated world that runs one program on one reactor.
 ///
+/// What ends the program, such as `crash`, is not for that program itself to call: from the test or
+/// another host.
+///
 /// Lifetime  the world's.
 class host final : private host_services {
  public:
@@ -219,6 +222,9 @@ class host final : private host_services {
   /// Unwinds the program of a host that is gone. Its clock runs ahead, so that nothing waits.
   void bury() noexcept {
     if (!is_running()) return;
+    if (loop_->as_reactor().running_root() != nullptr)
+      coax::detail::fatal(
+          "a program of a simulation was to end its own host: that is for the test, or another host");
     constexpr int turns_max = 100'000;
     loop_->inside([&] { program_->cancel(); });
     dead_time_ = engine_.now;
