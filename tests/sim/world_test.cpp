@@ -867,7 +867,9 @@ TEST_CASE("a world refuses what cannot be, when it is asked for it") {
   sim::world w;
   sim::host& srv = w.host("srv", nothing);
   CHECK_THROWS_WITH(w.host("srv", nothing), contains("a host \"srv\" already"));
-  CHECK_THROWS_WITH(srv.limit_fds(-1), contains("limit_fds"));
+  CHECK_THROWS_WITH(srv.limit_fds(-1), contains("limit_fds of host srv is -1"));
+  for (const int number : {0, -1, 65, SIGTERM + 64})
+    CHECK_THROWS_WITH(srv.signal(number), contains("signal " + std::to_string(number)));
   CHECK_THROWS_WITH(srv.on("recv").nth(0, EINTR), contains("the first call is 1"));
 }
 

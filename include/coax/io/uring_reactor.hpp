@@ -43,7 +43,7 @@ class uring_reactor final : public completion_reactor {
   explicit uring_reactor(unsigned entries, syscalls& calls = syscalls::kernel())
       : completion_reactor(calls) {
     if (const int failed = set_up(entries); failed < 0)
-      detail::throw_system_error(detail::error_of(failed), "io_uring_setup");
+      detail::throw_system_error(detail::error_of(failed), "coax: io_uring_setup");
   }
   /// The same, but says in `failed` why there is no ring; it is then not to be used.
   uring_reactor(unsigned entries, std::error_code& failed) {

@@ -132,7 +132,7 @@ int prefork(const prefork_options& o, F&& fn, A&&... args) {
                 "prefork takes a function that gives a coax::task<> or a coax::task<int>");
   if (o.processes < 0)
     detail::throw_invalid_argument("coax: prefork_options::processes is " +
-                                   std::to_string(o.processes));
+                                   std::to_string(o.processes) + ": it cannot be negative");
   if (loop::running() != nullptr) detail::throw_logic_error("coax: prefork was called inside run");
   // What no process could run on is an error here, not in each of them again and again.
   static_cast<void>(make_reactor(o.reactor));

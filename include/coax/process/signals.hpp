@@ -47,7 +47,8 @@ class signal_set {
     // The C library keeps some numbers for itself; sigaddset knows.
     if (number == SIGKILL || number == SIGSTOP || fault || sigaddset(&probe, number) != 0)
       detail::throw_invalid_argument("coax: signals cannot wait for signal " +
-                                     std::to_string(number));
+                                     std::to_string(number) +
+                                     ": it is none, or one that no program should catch");
     bits_ |= detail::signal_bit(number);
   }
 

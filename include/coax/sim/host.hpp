@@ -125,7 +125,9 @@ class host final : private host_services {
   ///
   /// Errors    std::invalid_argument when that is negative.
   void limit_fds(int most) {
-    if (most < 0) coax::detail::throw_invalid_argument("coax: limit_fds: not negative");
+    if (most < 0)
+      coax::detail::throw_invalid_argument("coax: limit_fds of host " + name_ + " is " +
+                                           std::to_string(most) + ": it cannot be negative");
     fds_max_ = most;
     if (kernel_ != nullptr) kernel_->fds_max(most);
   }
