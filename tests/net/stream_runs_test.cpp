@@ -208,6 +208,40 @@ TEST_CASE(
   });
 }
 
+TEST_CASE(
+    "what a run knew of a stream that ended on another thread is not kept for the next of its number") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    std::optional<stream> later;
+    coax::unique_fd peer;
+    run_once(b, [&]() -> task<> {
+      raw_pair both = raw_connected(transport::unix_socket);
+      stream ours = adopted(std::move(both.near));
+      REQUIRE(::send(both.far.get(), "half", 4, MSG_NOSIGNAL) == 4);
+      std::array<std::byte, 100> much;
+      auto cut = co_await coax::within(1ms, ours.read_exactly(much));
+      CHECK(cut.error() == std::errc::timed_out);
+      const auto replace = [&]() -> task<> {
+        const int number = ours.native_handle();
+        static_cast<void>(stream(std::move(ours)));
+        raw_pair next = raw_connected(transport::unix_socket);
+        if (next.far.get() == number) std::swap(next.near, next.far);
+        REQUIRE(next.near.get() == number);
+        later.emplace(adopted(std::move(next.near)));
+        peer = std::move(next.far);
+        co_return;
+      };
+      std::thread([&] { run_once(b, replace); }).join();
+    });
+    run_once(b, [&]() -> task<> {
+      REQUIRE(::send(peer.get(), "whole", 5, MSG_NOSIGNAL) == 5);
+      const std::string got = co_await read_text(*later);
+      CHECK(got == "whole");
+      later.reset();
+    });
+  }
+}
+
 TEST_CASE("what came ahead in one run may be taken by threads of the next") {
   for (const coax::backend b : backends_here()) {
     INFO("on " << name_of(b));

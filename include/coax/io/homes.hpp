@@ -10,23 +10,23 @@
 
 namespace coax::inline COAX_ABI::detail {
 
-/// In debug builds: the reactor on which each stream lives while that one runs, by its loop::number. Ends the
+/// The reactor on which each stream lives while that one runs, by its loop::number. In debug builds it ends the
 /// program with a message when a stream is read or written on another.
 ///
 /// Thread    any.
 class homes {
-#ifndef NDEBUG
  public:
   static void moves_in(int fd, std::uint32_t reactor) noexcept {
     if (is_watched(fd)) home_of(fd) = as_home(reactor);
   }
-  /// The run of its reactor ends, unless its number is another's by now.
-  static void moves_out(int fd, std::uint32_t reactor) noexcept {
+  /// The run of its reactor ends. False when its number is another's by now.
+  static bool moves_out(int fd, std::uint32_t reactor) noexcept {
     std::uint64_t home = as_home(reactor);
-    if (is_watched(fd)) home_of(fd).compare_exchange_strong(home, 0);
+    return !is_watched(fd) || home_of(fd).compare_exchange_strong(home, 0);
   }
 
-  static void check(int fd, std::uint32_t reactor) noexcept {
+  static void check([[maybe_unused]] int fd, [[maybe_unused]] std::uint32_t reactor) noexcept {
+#ifndef NDEBUG
     if (!is_watched(fd)) return;
     const std::uint64_t home = home_of(fd);
     const bool is_of_this_process = home >> 32 == forks_so_far();
@@ -34,6 +34,7 @@ class homes {
       fatal(
           "a stream was read or written on another thread than that of its reactor: what was made on a reactor "
           "belongs to its thread, only an open listener may be shared");
+#endif
   }
 
  private:
@@ -50,12 +51,6 @@ class homes {
   }
 
   static inline std::uint64_t homes_[fds_max];  // untouched pages take no memory
-#else
- public:
-  static void moves_in(int, std::uint32_t) noexcept {}
-  static void moves_out(int, std::uint32_t) noexcept {}
-  static void check(int, std::uint32_t) noexcept {}
-#endif
 };
 
 }  // namespace coax::inline COAX_ABI::detail

@@ -312,9 +312,10 @@ class io_loop : public loop {
   void keep_undelivered() noexcept {
     descriptors_.for_each([this](descriptor& d) {
       if (!d.owned) return;
-      if (home_ != 0) detail::homes::moves_out(d.fd, home_);
+      const bool is_ours = home_ == 0 || detail::homes::moves_out(d.fd, home_);
       if (d.received.empty() && !d.read_cut && !d.write_cut && d.lost == 0) return;
-      if (calls_.is_open(d.fd) < 0) return d.received.clear();  // another thread has closed it
+      // Another thread has closed it, and may have opened another by its number.
+      if (!is_ours || calls_.is_open(d.fd) < 0) return d.received.clear();
       detail::undelivered::keep(d.fd,
                                 {std::move(d.received), d.read_cut == 1, d.write_cut == 1, d.lost});
     });
