@@ -323,6 +323,60 @@ TEST_CASE(
   CHECK(ran == 3);
 }
 
+// --- ?:, && and || beside a co_await: g++ 12 destroys twice what ?: gives, and makes the temporaries of operands
+// that were not chosen ---
+
+namespace {
+
+/// Counts without harm what such a compiler does.
+struct tallied {
+  static inline int made = 0;
+  static inline int ended = 0;
+  tallied() noexcept { ++made; }
+  tallied(const tallied&) noexcept { ++made; }
+  ~tallied() { ++ended; }
+  bool ok() const noexcept { return true; }
+};
+task<bool> take_tallied(tallied t) { co_return t.ok(); }
+task<bool> take_bool(bool value) { co_return value; }
+
+}  // namespace
+
+TEST_CASE("what a conditional gives is destroyed once where it is named before it is awaited",
+          "[compiler]") {
+  const counted::census counts;
+  test_loop loop;
+  for (const bool first : {true, false})
+    loop.run([&]() -> task<> {
+      auto value = first ? counted(1) : counted(2);
+      auto chosen = first ? take(std::move(value)) : borrow(value, true);
+      const int got = co_await std::move(chosen);
+      CHECK(got == (first ? 1 : 2));
+      auto asked = first ? give(3) : give(4);
+      const auto given = co_await coax::within(1s, std::move(asked));
+      CHECK(given->value == (first ? 3 : 4));
+    });
+  CHECK(counts.alive() == 0);
+}
+
+TEST_CASE("operands inside an await are destroyed once, and made only if chosen, but by g++ 12",
+          "[compiler]") {
+  test_loop loop;
+  tallied::made = tallied::ended = 0;
+  loop.run([first = true]() -> task<> {
+    const bool got = co_await take_tallied(first ? tallied() : tallied());
+    CHECK(got);
+  });
+  CHECK(tallied::ended == tallied::made + (lays_frames_out_wrongly ? 1 : 0));
+  tallied::made = tallied::ended = 0;
+  loop.run([no = false]() -> task<> {
+    const bool got = co_await take_bool(no && tallied().ok());
+    CHECK_FALSE(got);
+  });
+  CHECK(tallied::made == (lays_frames_out_wrongly ? 1 : 0));
+  CHECK(tallied::ended == tallied::made);
+}
+
 TEST_CASE("awaited values kept in locals leak nothing, on return and when unwound", "[compiler]") {
   struct both {
     both(counted a, counted b) : first(std::move(a)), second(std::move(b)) {}
