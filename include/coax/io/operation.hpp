@@ -95,18 +95,9 @@ class operation : public waiter {
  protected:
   operation(int fd, short waits_for, watching how) noexcept
       : fd_(fd),
-        drained_(false),
-        asks_nothing_(false),
         watching_(how),
         writes_((waits_for & interest::writable) != 0),
         reads_((waits_for & ~interest::writable) != 0 || !writes_),
-        stop_requested_(false),
-        in_line_(false),
-        polling_(false),
-        pauses_(0),
-        cancel_queued_(false),
-        by_multishot_(false),
-        no_multishot_(false),
         waits_for_(waits_for) {}
   operation(const operation&) = default;
   ~operation() = default;
@@ -128,8 +119,9 @@ class operation : public waiter {
  protected:
   int result_ = 0;
   descriptor* at_ = nullptr;  // its entry in the reactor's table, once started
-  bool drained_ : 1;
-  bool asks_nothing_ : 1;  // it has no room, or no bytes: its answer is 0, whatever the descriptor
+  bool drained_ : 1 = false;
+  // It has no room, or no bytes: its answer is 0, whatever the descriptor.
+  bool asks_nothing_ : 1 = false;
 
  private:
   friend class io_loop;
@@ -147,14 +139,14 @@ class operation : public waiter {
   watching watching_ : 2;
   bool writes_ : 1;
   bool reads_ : 1;
-  bool stop_requested_ : 1;
-  bool in_line_ : 1;  // readiness: it is among those whose call is to be made
-  bool polling_ : 1;  // io_uring: what is in the ring is a poll for `waits_for`
-  std::uint8_t
-      pauses_ : 4;  // io_uring: that poll ends too soon, so it pauses in its stead, ever longer
-  bool cancel_queued_ : 1;  // io_uring: a cancellation waits for room in the ring
-  bool by_multishot_ : 1;   // completion: the kernel does not have it, but serves it
-  bool no_multishot_ : 1;   // completion: that was tried
+  bool stop_requested_ : 1 = false;
+  bool in_line_ : 1 = false;  // readiness: it is among those whose call is to be made
+  bool polling_ : 1 = false;  // io_uring: what is in the ring is a poll for `waits_for`
+  // io_uring: that poll ends too soon, so it pauses in its stead, ever longer.
+  std::uint8_t pauses_ : 4 = 0;
+  bool cancel_queued_ : 1 = false;  // io_uring: a cancellation waits for room in the ring
+  bool by_multishot_ : 1 = false;   // completion: the kernel does not have it, but serves it
+  bool no_multishot_ : 1 = false;   // completion: that was tried
   short waits_for_;
 };
 
