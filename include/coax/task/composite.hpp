@@ -31,12 +31,13 @@ class composite : public waiter {
     --live_;
     if (failure && !failure_) {
       failure_ = failure;
-      cancel_branches();
+      cut_short();
     }
     one_ended();
     if (live_ == 0 && !starting_) settle();
   }
   void branch_begun() noexcept { ++live_; }
+  bool is_cut_short() const noexcept { return cut_short_; }
 
   const root_list* branches() const noexcept final { return &list_; }
   root_list& list() noexcept { return list_; }
@@ -55,14 +56,16 @@ class composite : public waiter {
     for (coax::root* each = list_.first(); each != nullptr; each = each->next()) each->cancel();
   }
   virtual void one_ended() noexcept {}
+  /// Cancels the branches; those that have not begun never do.
+  void cut_short() noexcept {
+    if (!std::exchange(cut_short_, true)) cancel_branches();
+  }
 
   /// Whether there is a result, now that all have ended: unless a part of it is missing.
   virtual bool has_result() const noexcept { return !any_unwound_; }
   bool any_finished() const noexcept { return any_finished_; }
 
   std::size_t live() const noexcept { return live_; }
-  /// A branch has thrown.
-  bool failed() const noexcept { return failure_ != nullptr; }
   void rethrow_failure() const {
     if (failure_) rethrow(failure_);
   }
@@ -101,6 +104,7 @@ class composite : public waiter {
   bool any_unwound_ = false;
   bool any_finished_ = false;
   bool starting_ = false;
+  bool cut_short_ = false;
 };
 
 /// One branch of a composite: a task that runs as a root of its own and leaves its result here. Its frame, and
@@ -112,8 +116,10 @@ class branch final : public root {
   branch(branch&& other) noexcept : branch(std::move(other.task_)) {}  // before it has begun
   ~branch() { this->destroy_first(); }
 
-  /// Runs the task up to its first wait; where the awaiting root is being cancelled, so is this.
+  /// Runs the task up to its first wait, unless `owner` was cut short; where the awaiting root is being
+  /// cancelled, so is this.
   void begin(composite& owner) noexcept {
+    if (owner.is_cut_short()) return;
     take_up(owner);
     if (owner.outer_stopping()) cancel();
     if (start_now()) ended(outcome::finished);

@@ -23,17 +23,10 @@ class race_wait : public composite {
   race_wait(race_wait&&) = default;  // before it is awaited
   ~race_wait() = default;
 
-  /// What has not begun by then never begins.
-  bool over() const noexcept { return over_; }
-
  private:
-  void one_ended() noexcept final {
-    if (!std::exchange(over_, true)) cancel_branches();
-  }
+  void one_ended() noexcept final { cut_short(); }
   /// What one has completed is given, though others were unwound.
   bool has_result() const noexcept final { return any_finished() || composite::has_result(); }
-
-  bool over_ = false;
 };
 
 }  // namespace detail
@@ -54,7 +47,7 @@ class [[nodiscard]] race_awaiter final : public detail::race_wait {
 
  private:
   void begin() noexcept override {
-    std::apply([this](auto&... b) { ((over() ? void() : b.begin(*this)), ...); }, branches_);
+    std::apply([this](auto&... b) { (b.begin(*this), ...); }, branches_);
   }
 
   std::tuple<detail::branch<T>...> branches_;
@@ -78,8 +71,7 @@ class [[nodiscard]] race_of_awaiter final : public detail::race_wait {
 
  private:
   void begin() noexcept override {
-    for (auto& b : branches_)
-      if (!over()) b.begin(*this);
+    for (auto& b : branches_) b.begin(*this);
   }
 
   std::vector<detail::branch<T>> branches_;

@@ -27,7 +27,7 @@ class [[nodiscard]] when_all_awaiter final : public detail::composite {
 
  private:
   void begin() noexcept override {
-    std::apply([this](auto&... b) { ((failed() ? void() : b.begin(*this)), ...); }, branches_);
+    std::apply([this](auto&... b) { (b.begin(*this), ...); }, branches_);
   }
 
   std::tuple<detail::branch<T>...> branches_;
@@ -55,8 +55,7 @@ class [[nodiscard]] when_all_of_awaiter final : public detail::composite {
 
  private:
   void begin() noexcept override {
-    for (auto& b : branches_)
-      if (!failed()) b.begin(*this);
+    for (auto& b : branches_) b.begin(*this);
   }
 
   std::vector<detail::branch<detail::regular_t<T>>> branches_;
