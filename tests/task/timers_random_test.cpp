@@ -78,7 +78,7 @@ class comparison {
   }
 
   void set(int number) {
-    if (timers_.is_set(probe_of(number))) drop(number);
+    drop(number);
     const point deadline = some_deadline();
     timers_.set(probe_of(number), deadline);
     reference_.emplace(std::max(deadline, now_), number);

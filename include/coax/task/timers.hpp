@@ -92,7 +92,8 @@ class timers {
   explicit timers(clock::time_point start) noexcept : now_(ticks(start)) {}
 
   void set(timer& t, clock::time_point deadline) noexcept {
-    make_due(t, deadline);
+    t.when_ = std::max(ticks(deadline), now_);
+    first_ = std::min(first_, t.when_);
     t.link_before(unsorted_);
     ++count_;
   }
@@ -123,7 +124,6 @@ class timers {
     --count_;
   }
 
-  bool is_set(const timer& t) const noexcept { return !t.alone(); }
   std::size_t size() const noexcept { return count_; }
 
   /// False when `expire(now)` would fire none.
@@ -173,11 +173,6 @@ class timers {
     return clock::time_point(clock::duration(static_cast<clock::rep>(t)));
   }
 
-  void make_due(timer& t, clock::time_point deadline) noexcept {
-    t.when_ = std::max(ticks(deadline), now_);
-    first_ = std::min(first_, t.when_);
-  }
-
   std::size_t level_of(std::uint64_t when) const noexcept {
     const std::uint64_t differing = when ^ turned_to_;
     return differing == 0 ? 0
@@ -206,7 +201,7 @@ class timers {
         drop(t);
         t.expired();
       } else {
-        spread(slot, first->level, first->index);
+        sort_in(slot);  // spreads it over the levels below
       }
     }
     turned_to_ = until;
@@ -249,11 +244,6 @@ class timers {
       earliest = std::min(earliest, static_cast<const timer*>(link)->when_);
     }
     return earliest;
-  }
-
-  void spread(detail::timer_link& slot, std::size_t level, std::size_t index) noexcept {
-    occupied_[level] &= ~(std::uint64_t{1} << index);
-    sort_in(slot);
   }
 
   std::uint64_t now_;
