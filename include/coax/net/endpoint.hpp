@@ -24,6 +24,10 @@
 
 namespace coax::inline COAX_ABI {
 
+namespace detail {
+class endpoints_at;
+}
+
 /// An address a socket is bound or connected to: IPv4, IPv6 or Unix. By default unspecified.
 ///
 /// A plain value: it copies as bytes and holds nothing open.
@@ -75,6 +79,8 @@ class endpoint {
   friend bool operator==(const endpoint& a, const endpoint& b) noexcept { return a.equals(b); }
 
  private:
+  friend class detail::endpoints_at;
+
   static constexpr socklen_t path_offset = offsetof(sockaddr_un, sun_path);
   static constexpr std::size_t path_max_bytes = sizeof(sockaddr_un::sun_path) - 1;
 

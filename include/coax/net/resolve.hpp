@@ -8,14 +8,12 @@
 #include <coax/task/task.hpp>
 
 #include <netdb.h>
-#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -50,21 +48,14 @@ namespace detail {
 /// Addresses with the same port, each once, in the order in which they were found.
 class endpoints_at {
  public:
-  explicit endpoints_at(std::uint16_t port) noexcept : port_(htons(port)) {}
+  explicit endpoints_at(std::uint16_t port) noexcept : port_(port) {}
 
   /// Takes in an address of `size` bytes, if it is one of IPv4 or IPv6.
-  void add(const sockaddr* address, std::size_t size) {
-    if (address->sa_family == AF_INET && size >= sizeof(sockaddr_in)) {
-      sockaddr_in at{};
-      std::memcpy(&at, address, sizeof(at));
-      at.sin_port = port_;
-      add(endpoint::from_sockaddr(reinterpret_cast<const sockaddr*>(&at), sizeof(at)));
-    } else if (address->sa_family == AF_INET6 && size >= sizeof(sockaddr_in6)) {
-      sockaddr_in6 at{};
-      std::memcpy(&at, address, sizeof(at));
-      at.sin6_port = port_;
-      add(endpoint::from_sockaddr(reinterpret_cast<const sockaddr*>(&at), sizeof(at)));
-    }
+  void add(const sockaddr* address, socklen_t size) {
+    endpoint made = endpoint::from_sockaddr(address, size);
+    if (made.family() != AF_INET && made.family() != AF_INET6) return;
+    made.set_port(port_);
+    if (std::find(found_.begin(), found_.end(), made) == found_.end()) found_.push_back(made);
   }
 
   result<std::vector<endpoint>> take() {
@@ -73,11 +64,7 @@ class endpoints_at {
   }
 
  private:
-  void add(const endpoint& made) {
-    if (std::find(found_.begin(), found_.end(), made) == found_.end()) found_.push_back(made);
-  }
-
-  in_port_t port_;
+  std::uint16_t port_;
   std::vector<endpoint> found_;
 };
 
@@ -90,10 +77,7 @@ inline result<std::vector<endpoint>> ask_c_library(const std::string& host, std:
   const int failed = ::getaddrinfo(host.c_str(), nullptr, &hints, &list);
   if (failed == EAI_SYSTEM) return error_of(-errno);
   if (failed != 0) return resolve_error(failed);
-  struct freed {
-    addrinfo* list;
-    ~freed() { ::freeaddrinfo(list); }
-  } const guard{list};
+  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> freed(list, ::freeaddrinfo);
   endpoints_at found(port);
   for (const addrinfo* at = list; at != nullptr; at = at->ai_next)
     found.add(at->ai_addr, at->ai_addrlen);
