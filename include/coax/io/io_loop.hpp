@@ -443,16 +443,11 @@ class io_loop : public loop {
     d.lost = kept.lost & 0x7f;
   }
 
-  /// The number of `d` stands for something else than before.
+  /// The number of `d` stands for something else than before; who still waits for that is forsaken.
   void begin_life(descriptor& d, bool owned, bool tcp) noexcept {
-    forsake_waiters(d);
+    cancel_all(d);
     detail::undelivered::take(d.fd);
     d.renew(owned, tcp);
-  }
-  /// Somebody closed a descriptor under a pending wait, and its number came back.
-  void forsake_waiters(descriptor& d) noexcept {
-    cancel_all(d);
-    d.reader = d.writer = nullptr;
   }
 
   void end_what_waits(descriptor& d) noexcept {

@@ -2,7 +2,6 @@
 
 #include <coax/config.hpp>
 #include <coax/io/syscalls.hpp>
-#include <coax/io/unique_fd.hpp>
 #include <coax/task/exceptions.hpp>
 
 #include <cstddef>
@@ -24,7 +23,7 @@ class spare_fds {
     while (held_.size() < count) {
       const int made = calls_.eventfd();
       if (made < 0) return false;
-      if (!caught([&] { held_.emplace_back(made); })) continue;
+      if (!caught([&] { held_.push_back(made); })) continue;
       calls_.close(made);
       return false;
     }
@@ -33,7 +32,7 @@ class spare_fds {
 
   void give_up_one() noexcept {
     if (held_.empty()) return;
-    calls_.close(held_.back().release());
+    calls_.close(held_.back());
     held_.pop_back();
   }
   void give_up() noexcept {
@@ -42,7 +41,7 @@ class spare_fds {
 
  private:
   syscalls& calls_;
-  std::vector<unique_fd> held_;
+  std::vector<int> held_;
 };
 
 }  // namespace coax::inline COAX_ABI::detail
