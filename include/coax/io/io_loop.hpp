@@ -174,26 +174,16 @@ class io_loop : public loop {
       calls_.close(fd);
       return;
     }
-    descriptor* d = descriptors_.known(fd);
+    descriptor* const d = descriptors_.known(fd);
     const detail::kept_of_stream kept = detail::undelivered::take(fd);
     const bool unread = kept.received.has_bytes() || (d != nullptr && d->received.has_bytes());
     if (unread) detail::reset_on_close(calls_, fd);
-    if (d != nullptr) d->received.clear();
-    const bool may_end = how_far == reach::everywhere && !unread;
-    if (d == nullptr || d->idle()) {
-      const bool own = d != nullptr && d->owned;
-      if (d != nullptr) end_life(*d);
-      if (may_end && !own) return detail::close_elsewhere(calls_, fd);
-      calls_.close(fd);
-      return;
-    }
-    d->stays_open = false;
-    const bool somebody_waits = d->reader != nullptr || d->writer != nullptr;
-    if (may_end && somebody_waits && !detail::has_unread(calls_, fd) &&
-        !detail::is_to_be_reset(calls_, fd))
-      calls_.shutdown(fd, SHUT_RDWR);
-    end_what_waits(*d);
-    if (!somebody_waits) hurry_multishot_end(*d);
+    const bool may_shut_down = how_far == reach::everywhere && !unread;
+    if (d != nullptr && !d->idle()) return close_once_idle(*d, may_shut_down);
+    const bool own = d != nullptr && d->owned;
+    if (d != nullptr) end_life(*d);
+    if (may_shut_down && !own) return detail::close_elsewhere(calls_, fd);
+    calls_.close(fd);
   }
 
  protected:
@@ -450,6 +440,17 @@ class io_loop : public loop {
     d.renew(owned, tcp);
   }
 
+  /// Ends what is pending on `d`, the last of which closes it.
+  void close_once_idle(descriptor& d, bool may_shut_down) noexcept {
+    d.received.clear();
+    d.stays_open = false;
+    const bool somebody_waits = d.reader != nullptr || d.writer != nullptr;
+    if (may_shut_down && somebody_waits && !detail::has_unread(calls_, d.fd) &&
+        !detail::is_to_be_reset(calls_, d.fd))
+      calls_.shutdown(d.fd, SHUT_RDWR);
+    end_what_waits(d);
+    if (!somebody_waits) hurry_multishot_end(d);
+  }
   void end_what_waits(descriptor& d) noexcept {
     d.closing = true;
     cancel_all(d);
