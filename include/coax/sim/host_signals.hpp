@@ -34,7 +34,8 @@ class host_signals {
       awaiter& each = *std::exchange(at, waiting_.behind(*at));
       if ((each.wanted_ & coax::detail::signal_bit(number)) == 0) continue;
       waiting_.remove(each);
-      each.told(number);
+      each.number_ = number;
+      each.complete();
       told = true;
     }
     if (!told) pending_ |= coax::detail::signal_bit(number);
@@ -67,10 +68,6 @@ class host_signals {
     void stop() noexcept override {
       from_.waiting_.remove(*this);
       stopped();
-    }
-    void told(int number) noexcept {
-      number_ = number;
-      complete();
     }
 
     host_signals& from_;

@@ -84,8 +84,10 @@ class world final : private host_names {
     static_assert(is_task_v<given>, "a host runs a function that gives a coax::task");
     auto call = std::make_shared<std::tuple<F, A...>>(std::move(fn), std::move(args)...);
     return add(std::move(name), [call]() -> std::unique_ptr<program> {
-      return std::apply([](auto& f, auto&... a) { return make_program_of(std::invoke(f, a...)); },
-                        *call);
+      const auto make = [](F& f, A&... a) {
+        return std::make_unique<program_of<typename given::value_type>>(std::invoke(f, a...));
+      };
+      return std::apply(make, *call);
     });
   }
 
@@ -211,11 +213,6 @@ class world final : private host_names {
     std::string name;
     std::function<bool()> holds;
   };
-
-  template <class T>
-  static std::unique_ptr<program> make_program_of(task<T> t) {
-    return std::make_unique<program_of<T>>(std::move(t));
-  }
 
   sim::host& add(std::string name, make_program make) {
     if (find(name) >= 0)
