@@ -26,7 +26,6 @@
 #include <memory>
 #include <string>
 #include <type_traits>
-#include <utility>
 
 namespace coax::inline COAX_ABI {
 
