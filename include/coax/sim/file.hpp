@@ -40,10 +40,10 @@ class file {
   virtual void closed() {}
 
   /// How a reactor watches it, as epoll(7) would.
+  enum class report : std::uint8_t { while_true, at_change, once };
   struct watch {
     unsigned wanted = 0;
-    bool once = false;    // disarmed by the first report
-    bool edge = false;    // reported when something changes, not for as long as it is true
+    report how = report::while_true;
     bool listed = false;  // waits to be reported
   };
 

@@ -6,6 +6,7 @@
 #include <coax/io/reactor.hpp>
 #include <coax/io/readiness_reactor.hpp>
 #include <coax/sim/engine.hpp>
+#include <coax/sim/file.hpp>
 #include <coax/sim/kernel.hpp>
 #include <coax/task/clock.hpp>
 #include <coax/task/task.hpp>
@@ -104,12 +105,12 @@ class readiness_host final : public host_reactor<readiness_reactor> {
     constexpr unsigned stream_events = POLLIN | POLLOUT | POLLRDHUP | POLLPRI;
     if (d.owned || op.watched_as() == watching::shared) {
       if (d.registered) return 0;
-      const int answer = d.owned ? kernel_.watch(d.fd, stream_events, false, true)
-                                 : kernel_.watch(d.fd, POLLIN, false, false);
+      const int answer = d.owned ? kernel_.watch(d.fd, stream_events, file::report::at_change)
+                                 : kernel_.watch(d.fd, POLLIN, file::report::while_true);
       d.registered = answer == 0;
       return answer;
     }
-    return kernel_.watch(d.fd, wanted_by(d.reader) | wanted_by(d.writer), true, false);
+    return kernel_.watch(d.fd, wanted_by(d.reader) | wanted_by(d.writer), file::report::once);
   }
 
   void forget(descriptor& d) noexcept override {
@@ -274,7 +275,7 @@ class ring_host final : public host_reactor<completion_reactor> {
       const short events = each.op != nullptr ? each.op->waits_for() : interest::readable;
       wanted |= static_cast<std::uint16_t>(events);
     }
-    const int failed = kernel_.watch(e.fd, wanted, true, false);
+    const int failed = kernel_.watch(e.fd, wanted, file::report::once);
     if (failed < 0) completed_.push_back({e.op, e.key, failed});
     return failed < 0;
   }

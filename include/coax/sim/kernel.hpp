@@ -90,12 +90,11 @@ class kernel final : public syscalls, private file_owner {
   // --- for the reactor ---
 
   /// Watches `fd` for `events`, and those that cannot be declined. Result: 0 or -EBADF.
-  int watch(int fd, unsigned events, bool once, bool edge) {
+  int watch(int fd, unsigned events, file::report how) {
     file* f = find(fd).get();
     if (f == nullptr) return -EBADF;
     f->watched.wanted = events | POLLERR | POLLHUP;
-    f->watched.once = once;
-    f->watched.edge = edge;
+    f->watched.how = how;
     changed(*f, f->events());
     return 0;
   }
@@ -120,10 +119,8 @@ class kernel final : public syscalls, private file_owner {
       const unsigned now = f->events() & f->watched.wanted;
       if (now == 0 || f->owner == nullptr) continue;
       found.push_back({f->fd, now});
-      if (f->watched.once)
-        f->watched.wanted = 0;
-      else if (!f->watched.edge)
-        again.push_back(f);
+      if (f->watched.how == file::report::once) f->watched.wanted = 0;
+      if (f->watched.how == file::report::while_true) again.push_back(f);
     }
     for (const auto& f : again) list(*f.lock());
     return found;
