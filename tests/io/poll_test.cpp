@@ -22,6 +22,21 @@ coax::unique_fd regular_file() {
   return made;
 }
 
+/// Polls `fds`; `wake`, called while it waits, makes one of them ready.
+template <class Wake>
+coax::task<> poll_woken_by(std::span<pollfd> fds, Wake wake) {
+  auto body = [&](coax::scope& s) -> coax::task<> {
+    s.spawn([&]() -> coax::task<> {
+      auto ready = co_await coax::poll(fds);
+      REQUIRE(ready);
+      CHECK(*ready == 1);
+    });
+    co_await turns();
+    wake();
+  };
+  co_await coax::with_scope(body);
+}
+
 }  // namespace
 
 TEST_CASE("poll gives the events that are true, of those asked for") {
@@ -157,19 +172,12 @@ TEST_CASE("poll of several waits on a descriptor that stands in it twice for all
       fd_pair p = unix_pair();
       const std::size_t filled = fill(p.ours.get());
       std::array<pollfd, 2> fds{{{p.ours.get(), POLLOUT, 0}, {p.ours.get(), POLLIN, 0}}};
-      auto body = [&](coax::scope& s) -> coax::task<> {
-        s.spawn([&]() -> coax::task<> {
-          auto ready = co_await coax::poll(fds);
-          REQUIRE(ready);
-          CHECK(*ready == 1);
-        });
-        co_await turns();
+      co_await poll_woken_by(fds, [&] {
         if (reads)
           put(p.theirs, "x");
         else
           CHECK(drain(p.theirs.get()).size() == filled);
-      };
-      co_await coax::with_scope(body);
+      });
       CHECK(fds[0].revents == (reads ? 0 : POLLOUT));
       CHECK(fds[1].revents == (reads ? POLLIN : 0));
     }
@@ -190,16 +198,7 @@ TEST_CASE("poll of several waits for each of them, in whatever order they stand"
                                  {fd(1), POLLIN, 0},
                                  {fd(0), POLLPRI, 0},
                                  {fd(2), 0, 0}}};
-      auto body = [&](coax::scope& s) -> coax::task<> {
-        s.spawn([&]() -> coax::task<> {
-          auto ready = co_await coax::poll(fds);
-          REQUIRE(ready);
-          CHECK(*ready == 1);
-        });
-        co_await turns();
-        put(pairs[wakes].theirs, "x");
-      };
-      co_await coax::with_scope(body);
+      co_await poll_woken_by(fds, [&] { put(pairs[wakes].theirs, "x"); });
       for (const pollfd& each : fds)
         CHECK(each.revents == (each.fd == fd(wakes) && each.events == POLLIN ? POLLIN : 0));
     }
@@ -256,15 +255,7 @@ TEST_CASE("poll of several sees a hang-up it was not asked for") {
   on_each_backend([]() -> coax::task<> {
     fd_pair p = unix_pair();
     std::array<pollfd, 1> fds{{{p.ours.get(), 0, 0}}};
-    auto body = [&](coax::scope& s) -> coax::task<> {
-      s.spawn([&]() -> coax::task<> {
-        auto ready = co_await coax::poll(fds);
-        CHECK(ready);
-      });
-      co_await turns();
-      p.theirs.reset();
-    };
-    co_await coax::with_scope(body);
+    co_await poll_woken_by(fds, [&] { p.theirs.reset(); });
     CHECK(fds[0].revents == POLLHUP);
   });
 }
