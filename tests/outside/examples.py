@@ -18,8 +18,7 @@ import time
 
 import outside
 from outside import (BOTH, NOISE, PATIENCE, SIGNALS, Failed, Server, check, converse, eventually,
-                     exchange, outcome, receive, refusal, reset, said_by_many, start, stuff,
-                     test_of_start)
+                     outcome, receive, refusal, reset, said_by_many, start, stuff, test_of_start)
 
 outside.tests.clear()  # it runs its own
 

@@ -11,7 +11,6 @@
 #include <ctime>
 #include <fstream>
 #include <string>
-#include <vector>
 
 /// A server as it is seen from outside.
 class watched_process {
@@ -31,9 +30,13 @@ class watched_process {
   }
 
   /// Bytes of memory that are in RAM, counted page by page.
-  std::int64_t resident() const { return rollup("Rss:"); }
-  /// The same, what is shared divided among those who share it.
-  std::int64_t proportional() const { return rollup("Pss:"); }
+  std::int64_t resident() const {
+    const std::string what = "Rss:";
+    std::ifstream file("/proc/" + std::to_string(pid_) + "/smaps_rollup");
+    for (std::string line; std::getline(file, line);)
+      if (line.starts_with(what)) return std::stoll(line.substr(what.size())) * 1024;
+    fail("the server's memory cannot be read");
+  }
 
   std::size_t descriptors() const {
     DIR* listing = ::opendir(("/proc/" + std::to_string(pid_) + "/fd").c_str());
@@ -46,13 +49,6 @@ class watched_process {
   }
 
  private:
-  std::int64_t rollup(const std::string& what) const {
-    std::ifstream file("/proc/" + std::to_string(pid_) + "/smaps_rollup");
-    for (std::string line; std::getline(file, line);)
-      if (line.starts_with(what)) return std::stoll(line.substr(what.size())) * 1024;
-    fail("the server's memory cannot be read");
-  }
-
   pid_t pid_;
   clockid_t cpu_clock_{};
 };
