@@ -13,6 +13,7 @@
 #include "../io/sockets.hpp"
 #include "../sim/conformance.hpp"
 #include "../task/death.hpp"
+#include "../task/foreign.hpp"
 #include "across_threads.hpp"
 #include "by_environment.hpp"
 
@@ -22,11 +23,9 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <coroutine>
 #include <csignal>
 #include <cstddef>
 #include <cstdlib>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -70,17 +69,6 @@ living passes(thread_gate& gate, living held) {
   gate.pass();
   return held;
 }
-
-/// A coroutine type that knows nothing of coax.
-struct foreign {
-  struct promise_type {
-    foreign get_return_object() const noexcept { return {}; }
-    std::suspend_never initial_suspend() const noexcept { return {}; }
-    std::suspend_never final_suspend() const noexcept { return {}; }
-    void return_void() const noexcept {}
-    void unhandled_exception() const noexcept { std::terminate(); }
-  };
-};
 
 }  // namespace
 
@@ -592,7 +580,7 @@ TEST_CASE("a foreign coroutine awaits blocking, under within too") {
       late = result.error();
       over.set();
     };
-    waits();
+    const foreign waiting = waits();
     co_await over.wait();
     gate.open();
     await_none(alive);
@@ -607,12 +595,13 @@ TEST_CASE("a run that ends while a foreign coroutine waits in blocking aborts wi
     const ending child = ending_of([b] {
       static thread_gate never;
       const auto reactor = reactor_of(b);
-      coax::detail::run_on(*reactor, []() -> task<> {
+      std::optional<foreign> waiting;
+      coax::detail::run_on(*reactor, [&]() -> task<> {
         const auto waits = []() -> foreign {
           auto work = coax::blocking([] { never.pass(); });
           co_await work;
         };
-        waits();
+        waiting.emplace(waits());
         co_return;
       });
     });
