@@ -203,6 +203,29 @@ TEST_CASE("a task awaits what another library offers", "[foreign]") {
   }
 }
 
+TEST_CASE("several tasks that another library resumes at once all end", "[foreign]") {
+  test_loop loop;
+  std::coroutine_handle<> one;
+  std::coroutine_handle<> other;
+  const auto waits = [](std::coroutine_handle<>& h) -> coax::task<> {
+    const int five = co_await handed_over(h);
+    CHECK(five == 5);
+  };
+  const auto resumes_both = [&]() -> coax::task<> {
+    one.resume();
+    other.resume();
+    co_return;
+  };
+  watched<> first(*loop, waits(one));
+  watched<> second(*loop, waits(other));
+  loop->settle();
+  watched<> third(*loop, resumes_both());
+  loop->settle();
+  CHECK(first.finished());
+  CHECK(second.finished());
+  CHECK(third.finished());
+}
+
 TEST_CASE("a task cancelled in a wait that is not of coax unwinds at the next one that is",
           "[foreign]") {
   test_loop loop;
