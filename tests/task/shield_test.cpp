@@ -61,6 +61,21 @@ TEST_CASE("a shield that begins after the request still runs what is in it", "[s
   CHECK(log == "3");
 }
 
+TEST_CASE("a shield ends with its await, and not only with the expression", "[shield]") {
+  test_loop loop;
+  std::string log;
+  const auto body = [&]() -> task<> {
+    (co_await coax::shield(closes(log)), co_await coax::yield());
+    log += '!';
+  };
+  watched<> w(*loop, body());
+  loop->settle();
+  w.cancel_from_outside();
+  w.run_to_end();
+  CHECK(w.unwound());
+  CHECK(log == "()");
+}
+
 TEST_CASE("within inside a shield fires while the task is being cancelled", "[shield]") {
   test_loop loop;
   std::string log;
