@@ -182,6 +182,25 @@ TEST_CASE("a dump from a task shows no child that has ended without waiting", "[
   CHECK(has(after, {"looks_in_and_after", "(dump_test.cpp:", "runs"}));
 }
 
+TEST_CASE("a dump shows no branch that has ended while others go on", "[dump]") {
+  test_loop loop;
+  const auto ends_at_once = []() -> task<> { co_return; };
+  const auto body = [&]() -> task<> {
+    co_await coax::when_all(ends_at_once(), naps(1s), naps(1h));
+  };
+  watched<> w(*loop, body());
+  loop->settle();
+  CHECK(lines_of(dump_of(*loop)).size() == 2);  // two that nap alike are one line
+  loop->advance(1s);
+  loop->settle();
+  const auto lines = lines_of(dump_of(*loop));
+  REQUIRE(lines.size() == 2);
+  CHECK(has(lines[0], {"waits for all of several"}));
+  CHECK(has(lines[1], {"  ", "naps", "waits for a timer"}));
+  w.cancel_from_outside();
+  w.run_to_end();
+}
+
 TEST_CASE("a dump of a deep chain and of deep nesting is bounded and needs no stack", "[dump]") {
   on_small_stack([] {
     test_loop loop;
