@@ -152,6 +152,9 @@ TEST_CASE("time does not go back", "[timers]") {
   n.set(at(200));
   n.timers.expire(at(150));
   CHECK(n.fired == order{0});
+  n.set_limit(50ns);
+  n.timers.count_from(at(100));
+  CHECK(n.timers.next() == at(550));
 }
 
 TEST_CASE("a timer may drop others when it fires, due at the same time or later", "[timers]") {
