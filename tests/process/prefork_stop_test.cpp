@@ -1,4 +1,5 @@
 #include "../io/each_backend.hpp"
+#include "../task/death.hpp"
 #include "serve.hpp"
 
 #include <pthread.h>
@@ -244,6 +245,25 @@ TEST_CASE("a stop that is there before prefork begins is a reason to start nobod
       CHECK(parent.count("started") == 0);
     }
   }
+}
+
+TEST_CASE("a stop that comes when nobody runs any more is answered by the end") {
+  const ending child = ending_of([] {
+    sigset_t stop;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTERM);
+    ::pthread_sigmask(SIG_BLOCK, &stop, nullptr);
+    ::raise(SIGTERM);  // so that nobody is started
+    int status = 1;
+    {
+      const auto never_begins = [](int, const sigset_t&) { return 1; };
+      coax::detail::supervisor parent(1, 1h);
+      status = parent.run(never_begins, [] { ::raise(SIGTERM); });
+    }
+    ::pthread_sigmask(SIG_UNBLOCK, &stop, nullptr);
+    ::_exit(status);
+  });
+  CHECK(child.was_orderly());
 }
 
 TEST_CASE("a second signal ends everything at once") {
