@@ -2,6 +2,7 @@
 #include "each_backend.hpp"
 #include "sockets.hpp"
 
+#include <coax/io/connection_end.hpp>
 #include <coax/io/statistics.hpp>
 #include <coax/task/scope.hpp>
 #include <coax/task/within.hpp>
@@ -68,6 +69,23 @@ TEST_CASE("a number that has come back is waited on anew while a copy of the old
     put(first.theirs, "for the old one");
     co_await wait_for_hello(number, second.theirs);
     CHECK(drain(copy.get()) == "for the old one");
+  });
+}
+
+TEST_CASE("an error of the old file is not told again at the end of the new one") {
+  on_each_backend([]() -> coax::task<> {
+    fd_pair first = tcp_pair();
+    const int number = first.ours.get();
+    coax::detail::reset_on_close(here(), first.theirs.get());
+    first.theirs.reset();
+    std::array<std::byte, 16> buffer;
+    auto n = co_await coax::read(number, buffer);
+    CHECK(n.error() == std::errc::connection_reset);
+    fd_pair second = pipe_to_us();
+    put_in_place_of(number, std::move(second.ours));
+    second.theirs.reset();
+    n = co_await coax::read(number, buffer);
+    CHECK(n.error() == coax::errc::end_of_stream);
   });
 }
 
