@@ -3,6 +3,7 @@
 #include "sockets.hpp"
 
 #include <coax/task/scope.hpp>
+#include <coax/task/sleep.hpp>
 #include <coax/task/within.hpp>
 
 #include <chrono>
@@ -308,9 +309,12 @@ TEST_CASE("poll of several that is interrupted looks again") {
 
 TEST_CASE("poll of a socket that is closed under it is cancelled, not ready") {
   on_each_backend_and_simulation([]() -> coax::task<> {
-    for (const short events : {short{POLLIN}, short{POLLPRI}, short{POLLIN | POLLRDHUP}}) {
+    for (const short events :
+         {short{POLLIN}, short{POLLPRI}, short{POLLIN | POLLRDHUP}, short{POLLIN | POLLOUT}}) {
       fd_pair p = tcp_pair();
       taken_over socket(std::move(p.ours), true);
+      const bool for_room = (events & POLLOUT) != 0;
+      while (for_room && fill(socket.get()) != 0) co_await coax::sleep_for(1ms);
       bool ended = false;
       co_await coax::with_scope([&](coax::scope& s) -> coax::task<> {
         s.spawn([&]() -> coax::task<> {
