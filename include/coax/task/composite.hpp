@@ -75,10 +75,7 @@ class composite : public waiter {
     starting_ = true;
     begin();
     starting_ = false;
-    if (live_ != 0) return false;
-    if (!unwinds()) return true;
-    stopped();
-    return false;
+    return live_ == 0;  // none was unwound, which takes a turn
   }
   /// Those nested in it are stopped after it, not inside of this call: however deep they are nested,
   /// the stack is not.
@@ -90,12 +87,11 @@ class composite : public waiter {
     for (; !line.empty(); line.pop()) static_cast<composite*>(line.front())->cancel_branches();
   }
 
-  bool unwinds() const noexcept { return !failure_ && !has_result() && outer_stopping(); }
   void settle() noexcept {
-    if (unwinds())
-      stopped();
-    else
+    if (failure_ || has_result())
       complete();
+    else
+      stopped();
   }
 
   root_list list_{*this};

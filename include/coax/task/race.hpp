@@ -26,7 +26,7 @@ class race_wait : public composite {
  private:
   void one_ended() noexcept final { cut_short(); }
   /// What one has completed is given, though others were unwound.
-  bool has_result() const noexcept final { return any_finished() || composite::has_result(); }
+  bool has_result() const noexcept final { return any_finished(); }
 };
 
 }  // namespace detail
