@@ -129,16 +129,11 @@ class worker_stack {
   class [[nodiscard]] reserve_awaiter final : public detail::queued_wait<reserve_awaiter> {
    public:
     explicit reserve_awaiter(worker_stack& stack) noexcept : stack_(stack) {}
-    reserve_awaiter(const reserve_awaiter&) = default;
-    reserve_awaiter& operator=(const reserve_awaiter&) = delete;
-    ~reserve_awaiter() {
-      if (granted_) stack_.return_permit();  // granted, and nobody came to take it
-    }
 
     waiting_for describe() const noexcept override { return {"an idle worker"}; }
     auto& line() noexcept { return stack_.reservers_; }
     std::optional<reservation> await_resume() noexcept {
-      if (!std::exchange(granted_, false)) return std::nullopt;
+      if (!granted_) return std::nullopt;
       return reservation(stack_);
     }
 
@@ -146,7 +141,7 @@ class worker_stack {
     friend class worker_stack;
     bool ready_now() noexcept override {
       if (stack_.closed_) return true;
-      if (!stack_.reservers_.empty() || stack_.parked_.size() <= stack_.permits_) return false;
+      if (stack_.parked_.size() <= stack_.permits_) return false;  // it is where others wait
       ++stack_.permits_;
       granted_ = true;
       return true;
