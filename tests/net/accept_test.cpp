@@ -311,6 +311,21 @@ TEST_CASE("for each listener that is accepted from there is a spare descriptor")
   });
 }
 
+TEST_CASE("who accepts again and again takes no more spare descriptors than once") {
+  with_failing([](listener& from, failing_accepts& calls) -> task<> {
+    const coax::endpoint at = from.local_endpoint().value();
+    int after_the_first = 0;
+    for (int i = 0; i < 5; ++i) {
+      const coax::unique_fd client(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      REQUIRE(::connect(client.get(), at.data(), at.size()) == 0);
+      auto got = co_await from.accept();
+      CHECK(got);
+      if (i == 0) after_the_first = calls.counters;
+    }
+    CHECK(calls.counters == after_the_first);
+  });
+}
+
 TEST_CASE("an accept that has failed takes no connection of the next listener with its number") {
   for (const int yields : {0, 1, 2, 3, 4}) {
     INFO("after " << yields << " turns");
