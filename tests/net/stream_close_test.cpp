@@ -110,6 +110,32 @@ TEST_CASE("a stream that is destroyed tells its peer at once, before anything el
   });
 }
 
+TEST_CASE("so does one that another task reads or writes") {
+  on_each_backend([]() -> task<> {
+    for (const bool writes : {false, true}) {
+      raw_pair both = raw_connected(transport::tcp);
+      std::optional<stream> near(adopted(std::move(both.near)));
+      std::array<std::byte, 8> bytes;
+      const std::vector<std::byte> large(8'000'000);
+      outcome how;
+      co_await coax::with_scope([&](coax::scope& s) -> task<> {
+        if (writes)
+          s.spawn(write_all, std::ref(*near), std::span<const std::byte>(large), std::ref(how));
+        else
+          s.spawn(read_some, std::ref(*near), std::span(bytes), std::ref(how));
+        co_await turns(5);
+        near.reset();
+        ssize_t got = 1;
+        std::array<char, 65536> dropped;
+        while (got > 0) got = ::recv(both.far.get(), dropped.data(), dropped.size(), MSG_DONTWAIT);
+        CHECK(got == 0);
+      });
+      REQUIRE(how);
+      CHECK(how->error() == std::errc::operation_canceled);
+    }
+  });
+}
+
 TEST_CASE("a TCP stream that outlives its run with bytes unread resets the connection") {
   for (const coax::backend on : backends_here()) {
     INFO("on " << name_of(on));
