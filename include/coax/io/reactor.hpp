@@ -246,8 +246,7 @@ class reactor : public io_loop {
   bool spin(std::optional<clock::time_point> deadline, There&& there) noexcept {
     if (spin_.value() <= clock::duration::zero() || deadline == clock::time_point::min())
       return false;
-    clock::time_point until = spin_.after(now());
-    if (deadline) until = std::min(until, *deadline);
+    const clock::time_point until = spin_.after(now());
     while (!there())
       if (now() >= until) return false;
     return true;
