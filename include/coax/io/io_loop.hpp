@@ -371,7 +371,7 @@ class io_loop : public loop {
     if (!d->owned) take_over(*d);  // it was made in another run
     if ((op.reads() && d->read_cut) || (op.writes() && d->write_cut))
       return op.result_ = operation::cut_before, true;
-    return op.reads() && !d->received.empty() && op.take_received(d->received);
+    return !d->received.empty() && op.take_received(d->received);
   }
 
   /// Takes an answer that is not merely so many bytes.
