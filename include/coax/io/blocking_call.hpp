@@ -3,13 +3,13 @@
 #include <coax/config.hpp>
 #include <coax/io/blocking_pool.hpp>
 #include <coax/io/reactor.hpp>
+#include <coax/task/closure.hpp>
 #include <coax/task/exceptions.hpp>
 #include <coax/task/result.hpp>
 #include <coax/task/returned.hpp>
 #include <coax/task/root.hpp>
 
 #include <exception>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <system_error>
@@ -91,7 +91,7 @@ class blocking_call final : public blocking_result<std::invoke_result_t<F, A...>
 
   void perform() noexcept override {
     const auto call = [](F& fn, A&... args) {
-      return std::invoke(std::forward<F>(fn), std::forward<A>(args)...);
+      return detail::invoke(std::forward<F>(fn), std::forward<A>(args)...);
     };
     std::exception_ptr failure = caught([&] {
       if constexpr (std::is_void_v<std::invoke_result_t<F, A...>>)

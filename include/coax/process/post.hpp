@@ -7,7 +7,6 @@
 
 #include <concepts>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -29,7 +28,7 @@ class posted_function final : public ready_node {
     reactor& here = reactor::current();
     // Once what the run was for has ended, so has what `fn` refers to.
     if (!here.runs_for_something()) return;
-    if (std::exception_ptr failure = caught([this] { std::invoke(std::move(fn_)); }))
+    if (std::exception_ptr failure = caught([this] { std::move(fn_)(); }))
       here.failed(std::move(failure));
   }
   void dropped() noexcept override { delete this; }

@@ -22,7 +22,6 @@
 #include <chrono>
 #include <csignal>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -48,15 +47,19 @@ inline int usable_processors() noexcept {
   return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
+/// `T&` where `A` is a std::reference_wrapper<T>.
+template <class A>
+using referred_by = std::unwrap_reference_t<std::remove_cv_t<A>>;
+
 /// Closes `argument` if it is, or refers to, a listener.
 template <class A>
 void close_listener(A& argument) noexcept {
-  static_assert(!std::is_same_v<A, const listener> &&
-                    !std::is_same_v<std::remove_cv_t<A>, std::reference_wrapper<const listener>>,
-                "prefork closes the listeners among its arguments: pass one that is not const");
+  static_assert(
+      !std::is_same_v<A, const listener> && !std::is_same_v<referred_by<A>, const listener&>,
+      "prefork closes the listeners among its arguments: pass one that is not const");
   if constexpr (std::is_same_v<A, listener>)
     argument.close();
-  else if constexpr (std::is_same_v<std::remove_cv_t<A>, std::reference_wrapper<listener>>)
+  else if constexpr (std::is_same_v<referred_by<A>, listener&>)
     argument.get().close();
 }
 
@@ -140,7 +143,8 @@ int prefork(const prefork_options& o, F&& fn, A&&... args) {
   detail::supervisor supervisor(processes, o.drain);
   return supervisor.run(
       [&](int number, const sigset_t& held) {
-        return detail::run_child(o.reactor, number, held, [&] { return std::invoke(fn, args...); });
+        return detail::run_child(o.reactor, number, held,
+                                 [&] { return detail::invoke(fn, args...); });
       },
       [&] { (detail::close_listener(args), ...); });
 }

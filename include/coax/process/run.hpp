@@ -11,7 +11,6 @@
 #include <coax/task/task.hpp>
 
 #include <csignal>
-#include <functional>
 #include <memory>
 #include <stop_token>
 #include <type_traits>
@@ -87,7 +86,7 @@ auto run(const options& o, F&& fn, A&&... args) {
                 "run takes a function and its arguments, and the function gives a coax::task");
   return detail::on_new_reactor(o, [&](reactor& r) {
     return detail::run_on(
-        r, [&] { return std::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
+        r, [&] { return detail::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
   });
 }
 template <class F, class... A>

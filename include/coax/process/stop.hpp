@@ -11,7 +11,6 @@
 #include <coax/task/task.hpp>
 
 #include <atomic>
-#include <functional>
 #include <stop_token>
 #include <type_traits>
 #include <utility>
@@ -97,7 +96,7 @@ auto run(const options& o, std::stop_token stop, F&& fn, A&&... args) {
                 "run takes a function and its arguments, and the function gives a coax::task");
   return detail::on_new_reactor(o, [&](reactor& r) {
     return detail::run_on(
-        r, stop, [&] { return std::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
+        r, stop, [&] { return detail::invoke(std::forward<F>(fn), std::forward<A>(args)...); });
   });
 }
 template <class F, class... A>

@@ -13,7 +13,6 @@
 
 #include <cstddef>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -135,7 +134,7 @@ void run_threads(int n, F&& fn, A&&... args) {
   std::exception_ptr failure = detail::caught([&] {
     for (int i = 0; i < n; ++i)
       threads.emplace_back(
-          [&] { detail::run_member(group, [&] { return std::invoke(fn, args...); }); });
+          [&] { detail::run_member(group, [&] { return detail::invoke(fn, args...); }); });
   });
   if (failure) group.failed(std::move(failure));
   for (std::thread& each : threads) each.join();

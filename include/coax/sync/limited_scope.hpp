@@ -9,7 +9,6 @@
 #include <coax/task/task.hpp>
 
 #include <cstddef>
-#include <functional>
 #include <type_traits>
 #include <utility>
 
@@ -29,7 +28,7 @@ class with_permit {
 
   template <class... A>
   task<> operator()(A&&... args) {
-    return std::invoke(fn_, std::forward<A>(args)...);
+    return detail::invoke(fn_, std::forward<A>(args)...);
   }
 
  private:

@@ -2,7 +2,9 @@
 
 #include <coax/config.hpp>
 
+#include <tuple>
 #include <type_traits>
+#include <utility>
 
 namespace coax::inline COAX_ABI::detail {
 
@@ -21,6 +23,12 @@ struct given_by<F, A...> {
 };
 template <class F, class... A>
 using given_t = typename given_by<F, A...>::type;
+
+/// std::invoke, without the tables and searchers that <functional> has each file read.
+template <class F, class... A>
+decltype(auto) invoke(F&& fn, A&&... args) {
+  return std::apply(std::forward<F>(fn), std::forward_as_tuple(std::forward<A>(args)...));
+}
 
 /// Refuses what g++ 12 would destroy twice: a closure with a destructor that is written inside a
 /// co_await expression. `F` is the deduced type of a forwarding reference.

@@ -5,7 +5,6 @@
 #include <coax/task/composite.hpp>
 #include <coax/task/task.hpp>
 
-#include <functional>
 #include <type_traits>
 #include <utility>
 
@@ -47,12 +46,12 @@ class finally_end final : public composite {
 
 template <class T, class Body>
 task<T> run_body(Body& make) {
-  co_return co_await std::invoke(make);
+  co_return co_await make();
 }
 
 template <class Cleanup>
 task<> run_cleanup(Cleanup& make) {
-  co_await std::invoke(make);
+  co_await make();
 }
 
 template <class T, class Body, class Cleanup>

@@ -11,7 +11,6 @@
 
 #include <cstddef>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <tuple>
 #include <type_traits>
@@ -73,9 +72,9 @@ class spawned final : public scope_child {
   task<> call([[maybe_unused]] G& given) {
     const auto with = [&](A&... args) -> task<> {
       if constexpr (is_plain)
-        return std::invoke(given, std::forward<A>(args)...);
+        return detail::invoke(given, std::forward<A>(args)...);
       else
-        return std::invoke(kept_, std::forward<A>(args)...);
+        return detail::invoke(kept_, std::forward<A>(args)...);
     };
     return std::apply(with, args_);
   }
