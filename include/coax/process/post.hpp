@@ -50,7 +50,7 @@ class posted_function final : public ready_node {
 ///           std::bad_alloc, here.
 /// Lifetime  `fn` is copied or moved, and destroyed on the reactor's thread after it has run. `r`
 ///           must not have been destroyed when this is called; it may be as soon as `fn` has run.
-/// Thread    any.
+/// Thread    any. In a simulation time goes on without waiting for what another thread will post.
 template <class F>
   requires std::invocable<std::decay_t<F>>
 void post(reactor& r, F&& fn) {
