@@ -12,7 +12,7 @@ namespace coax::inline COAX_ABI {
 /// What a reactor has done since it was made, and what it holds now. For a log or a metrics page.
 struct reactor_statistics {
   std::uint64_t turns;                 ///< looks at the kernel, each followed by what was ready
-  std::uint64_t operations_submitted;  ///< reads, writes, accepts, ... that were begun
+  std::uint64_t operations_submitted;  ///< reads, accepts, ... begun, the reactor's own among them
   std::uint64_t operations_completed;  ///< of these, ended with a result or an error
   std::uint64_t operations_cancelled;  ///< of these, given up before that
   std::uint64_t system_calls;          ///< calls of the kernel
