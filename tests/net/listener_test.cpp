@@ -283,23 +283,30 @@ TEST_CASE("a closed listener fails accept with bad_file_descriptor") {
   });
 }
 
-TEST_CASE("closing a listener tells the task that accepts, and refuses the next") {
-  for (int given = 1; given < 4; ++given) {
-    on_each_backend_and_simulation([&]() -> task<> {
-      auto from = listener::bind("127.0.0.1:0");
-      REQUIRE(from);
-      const auto where = from->local_endpoint().value();
-      accepted got;
-      co_await coax::with_scope([&](coax::scope& s) -> task<> {
-        s.spawn(accept_one, std::ref(*from), std::ref(got));
-        co_await turns(given);
-        from->close();
-        while (!got) co_await coax::yield();
+TEST_CASE(
+    "a listener that is closed or given another's socket tells the task that accepts, and refuses the next") {
+  for (const bool given_another : {false, true}) {
+    for (int given = 1; given < 4; ++given) {
+      on_each_backend_and_simulation([&]() -> task<> {
+        auto from = listener::bind("127.0.0.1:0");
+        REQUIRE(from);
+        const auto where = from->local_endpoint().value();
+        accepted got;
+        co_await coax::with_scope([&](coax::scope& s) -> task<> {
+          s.spawn(accept_one, std::ref(*from), std::ref(got));
+          co_await turns(given);
+          if (given_another)
+            *from = listener::bind("127.0.0.1:0").value();
+          else
+            from->close();
+          co_await turns(10);
+          REQUIRE(got);
+        });
+        CHECK(got->error() == std::errc::operation_canceled);
+        auto refused = co_await coax::connect(where);
+        CHECK(refused.error() == std::errc::connection_refused);
       });
-      CHECK(got->error() == std::errc::operation_canceled);
-      auto refused = co_await coax::connect(where);
-      CHECK(refused.error() == std::errc::connection_refused);
-    });
+    }
   }
 }
 
