@@ -172,7 +172,7 @@ TEST_CASE("errors of single connections are passed over") {
 }
 
 TEST_CASE("shortages are waited out") {
-  for (const int error : {EMFILE, ENFILE, ENOBUFS, ENOMEM}) {
+  for (const int error : {EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC}) {
     INFO("errno " << error);
     with_failing([&](listener& from, failing_accepts& kernel) -> task<> {
       kernel.errors = {error, error};
