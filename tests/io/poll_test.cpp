@@ -283,6 +283,25 @@ TEST_CASE("poll for room to write is not ended by the peer's half-close, which n
   });
 }
 
+TEST_CASE(
+    "io_uring: poll for room to write says so when nothing can be had that keeps a half-close from ending it") {
+  class without_epoll final : public coax::syscalls {
+   public:
+    int epoll_create() noexcept override { return -EMFILE; }
+  } calls;
+  for (const coax::backend b : backends_here()) {
+    if (b != coax::backend::io_uring) continue;
+    const auto reactor = reactor_of(b, calls);
+    run_clean(*reactor, []() -> coax::task<> {
+      const fd_pair p = unix_pair();
+      fill(p.ours.get());
+      REQUIRE(::shutdown(p.theirs.get(), SHUT_WR) == 0);
+      auto none = co_await coax::poll(p.ours.get(), POLLOUT);
+      CHECK(none.error() == std::errc::too_many_files_open);
+    });
+  }
+}
+
 TEST_CASE("poll of several that is interrupted looks again") {
   class interrupted final : public coax::syscalls {
    public:
