@@ -242,6 +242,24 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("nothing is kept of a stream that has ended on another thread") {
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    int number = -1;
+    run_once(b, [&]() -> task<> {
+      raw_pair both = raw_connected(transport::unix_socket);
+      stream ours = adopted(std::move(both.near));
+      number = ours.native_handle();
+      REQUIRE(::send(both.far.get(), "half", 4, MSG_NOSIGNAL) == 4);
+      std::array<std::byte, 100> much;
+      auto cut = co_await coax::within(1ms, ours.read_exactly(much));
+      CHECK(cut.error() == std::errc::timed_out);
+      std::thread([&] { static_cast<void>(stream(std::move(ours))); }).join();
+    });
+    CHECK(!coax::detail::undelivered::take(number).read_cut);
+  }
+}
+
 TEST_CASE("what came ahead in one run may be taken by threads of the next") {
   for (const coax::backend b : backends_here()) {
     INFO("on " << name_of(b));
