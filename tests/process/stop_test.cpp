@@ -8,6 +8,7 @@
 
 #include "../io/each_backend.hpp"
 #include "../io/sockets.hpp"
+#include "../turns.hpp"
 #include "across_threads.hpp"
 #include "by_environment.hpp"
 
@@ -371,6 +372,25 @@ TEST_CASE("a stop at any moment, while a scope begins, goes on or ends") {
       other.join();
     }
     CHECK(ended == 1000);
+  });
+}
+
+TEST_CASE("a stop that comes as its scope ends does not reach the next scope") {
+  on_each_backend([]() -> task<> {
+    std::stop_source late;
+    std::stop_source never;
+    bool went_on = false;
+    const auto first = [&](coax::scope&) -> task<> {
+      std::thread([&] { late.request_stop(); }).join();
+      co_return;
+    };
+    const auto second = [&](coax::scope&) -> task<> {
+      co_await turns(5);
+      went_on = true;
+    };
+    co_await coax::with_scope(late.get_token(), first);
+    co_await coax::with_scope(never.get_token(), second);  // in the memory of the first
+    CHECK(went_on);
   });
 }
 
