@@ -150,6 +150,29 @@ TEST_CASE("a signal that comes while nobody waits is kept for the next who does"
   });
 }
 
+TEST_CASE("a signal that comes while nobody waits is kept in each run that has asked for it") {
+  on_each_backend([]() -> task<> {
+    auto later = coax::signals({SIGUSR1});
+    std::atomic<bool> asked{false};
+    std::atomic<bool> raised{false};
+    std::thread other([&] {
+      coax::run([&]() -> task<> {
+        auto theirs = coax::signals({SIGUSR1});
+        asked = true;
+        while (!raised) co_await coax::yield();
+        const int number = co_await std::move(theirs);
+        CHECK(number == SIGUSR1);
+      });
+    });
+    while (!asked) co_await coax::yield();
+    raise_here(SIGUSR1);
+    raised = true;
+    other.join();
+    auto ours = co_await coax::within(1ms, std::move(later));
+    CHECK((ours && *ours == SIGUSR1));
+  });
+}
+
 TEST_CASE("signals race with other things") {
   on_each_backend([]() -> task<> {
     const auto slow = co_await coax::race(coax::signals({SIGUSR1}), coax::sleep_for(1ms));
