@@ -173,6 +173,22 @@ TEST_CASE("a signal that comes while nobody waits is kept in each run that has a
   });
 }
 
+TEST_CASE("a signal that nobody has taken is told to a run that asks for it only later") {
+  on_each_backend([]() -> task<> {
+    auto later = coax::signals({SIGUSR1});
+    raise_here(SIGUSR1);
+    co_await turns(3);
+    std::thread([] {
+      coax::run([]() -> task<> {
+        auto theirs = co_await coax::within(1ms, coax::signals({SIGUSR1}));
+        CHECK((theirs && *theirs == SIGUSR1));
+      });
+    }).join();
+    const int ours = co_await std::move(later);
+    CHECK(ours == SIGUSR1);
+  });
+}
+
 TEST_CASE("signals race with other things") {
   on_each_backend([]() -> task<> {
     const auto slow = co_await coax::race(coax::signals({SIGUSR1}), coax::sleep_for(1ms));
