@@ -1,3 +1,4 @@
+#include <coax/io/statistics.hpp>
 #include <coax/process/run.hpp>
 #include <coax/process/signals.hpp>
 #include <coax/task/race.hpp>
@@ -186,6 +187,20 @@ TEST_CASE("a signal that nobody has taken is told to a run that asks for it only
     }).join();
     const int ours = co_await std::move(later);
     CHECK(ours == SIGUSR1);
+  });
+}
+
+TEST_CASE("after a signal the reactor sleeps again") {
+  on_each_backend([]() -> task<> {
+    auto later = coax::signals({SIGUSR1});
+    raise_here(SIGUSR1);
+    const int number = co_await std::move(later);
+    CHECK(number == SIGUSR1);
+    co_await turns(3);
+    const coax::reactor& here = coax::reactor::current();
+    const auto before = coax::statistics(here).turns;
+    co_await coax::sleep_for(5ms);
+    CHECK(coax::statistics(here).turns - before < 10);
   });
 }
 
