@@ -304,6 +304,37 @@ TEST_CASE("a process that somebody else has waited for is started again") {
     CHECK(parent.end().exited_with(0));
   }
 }
+
+TEST_CASE("a process that somebody else has waited for after the stop counts as failed") {
+  static int told_in = -1;
+  const auto takes_its_time = [](int tell) -> task<> {
+    auto stopped = coax::signals({SIGTERM});
+    reports::tell(tell, 'r');
+    co_await std::move(stopped);
+    reports::tell(tell, 's');
+    co_await coax::sleep_for(1h);
+  };
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    told_in = told.in();
+    supervisor parent(b, [&] {
+      std::signal(SIGUSR1, [](int) {
+        reports::tell(told_in, 'h');
+        ::waitpid(-1, nullptr, 0);
+      });
+      return coax::prefork(processes(1), takes_its_time, told.in());
+    });
+    const report first = told.next('r');
+    REQUIRE(first.pid != 0);
+    parent.send(SIGTERM);
+    REQUIRE(told.next('s').pid == first.pid);
+    parent.send(SIGUSR1);
+    REQUIRE(told.next('h').pid == parent.pid());
+    ::kill(first.pid, SIGKILL);
+    CHECK(parent.end().exited_with(1));
+  }
+}
 #endif
 
 TEST_CASE("a process that fails with a multiple of 256 has failed all the same") {
