@@ -238,6 +238,29 @@ TEST_CASE("the status is 0 only when every process gave 0 after the stop") {
   }
 }
 
+TEST_CASE("a stop that comes when the task of a process has ended does not change how that ends") {
+  const auto leaves_output = [](int tell) -> task<> {
+    auto stopped = coax::signals({SIGTERM});
+    reports::tell(tell, 'r');
+    co_await std::move(stopped);
+    cookie_io_functions_t stops_when_written{};
+    stops_when_written.write = [](void*, const char*, std::size_t size) {
+      ::kill(::getpid(), SIGTERM);
+      return static_cast<ssize_t>(size);
+    };
+    std::FILE* const out = ::fopencookie(nullptr, "w", stops_when_written);
+    std::fputs("x", out);  // written as the process ends
+  };
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    supervisor parent(b, [&] { return coax::prefork(processes(1), leaves_output, told.in()); });
+    told.next('r');
+    parent.send(SIGTERM);
+    CHECK(parent.end().exited_with(0));
+  }
+}
+
 TEST_CASE("one that failed after the stop counts, though another ends well after it") {
   // Each takes its status from a pipe, so that the test says who ends when.
   const auto gives_what_it_reads = [](int from, int tell) -> task<int> {
