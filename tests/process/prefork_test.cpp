@@ -261,6 +261,32 @@ TEST_CASE("a stop that comes when the task of a process has ended does not chang
   }
 }
 
+TEST_CASE("other signals than stops reach a process as often as they come, and use up no stop") {
+  const auto hears_two = [](int tell) -> task<> {
+    auto stopped = coax::signals({SIGTERM});
+    for (int i = 0; i < 2; ++i) {
+      auto heard = coax::signals({SIGUSR1});
+      reports::tell(tell, 'r');
+      co_await std::move(heard);
+    }
+    reports::tell(tell, 'h');
+    co_await std::move(stopped);
+  };
+  for (const coax::backend b : backends_here()) {
+    INFO("on " << name_of(b));
+    reports told;
+    supervisor parent(b, [&] { return coax::prefork(processes(1), hears_two, told.in()); });
+    for (int i = 0; i < 2; ++i) {
+      const report each = told.next('r');
+      REQUIRE(each.pid != 0);
+      ::kill(each.pid, SIGUSR1);
+    }
+    REQUIRE(told.next('h').pid != 0);
+    parent.send(SIGTERM);
+    CHECK(parent.end().exited_with(0));
+  }
+}
+
 TEST_CASE("one that failed after the stop counts, though another ends well after it") {
   // Each takes its status from a pipe, so that the test says who ends when.
   const auto gives_what_it_reads = [](int from, int tell) -> task<int> {
