@@ -227,3 +227,19 @@ TEST_CASE("a thread that begins only after a signal came is told too") {
     CHECK(told == 2);
   });
 }
+
+TEST_CASE(
+    "a signal that was blocked before run_threads, and that nobody took, is pending after it") {
+  const sigset_t one = coax::detail::set_of(coax::detail::signal_bit(SIGUSR1));
+  REQUIRE(::pthread_sigmask(SIG_BLOCK, &one, nullptr) == 0);
+  by_environment([&](const std::string&) {
+    coax::run_threads(1, []() -> task<> {
+      auto never_awaited = coax::signals({SIGUSR1});
+      ::kill(::getpid(), SIGUSR1);
+      co_return;
+    });
+    const timespec at_once{};
+    CHECK(::sigtimedwait(&one, nullptr, &at_once) == SIGUSR1);
+  });
+  ::pthread_sigmask(SIG_UNBLOCK, &one, nullptr);
+}

@@ -94,7 +94,6 @@ void run_member(thread_group& group, const Make& make) noexcept {
     thread_group::member known(group, *r);
     const signal_mailbox signals(*r, group.signals());
     const reactor::session session(*r);
-    const signal_mask_kept mask;
     main_root<void> main(make());
     known.cancels(&main);
     while (!main.has_ended()) r->turn();
