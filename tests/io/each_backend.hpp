@@ -8,10 +8,13 @@
 #include <coax/task/frames.hpp>
 
 #include <dirent.h>
+#include <sys/utsname.h>
 
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 /// One body, every backend:
@@ -33,16 +36,34 @@ inline int open_descriptors() {
   return count;
 }
 
+/// Whether a kernel says so that has no io_uring for us. Anything else is a fault of ours, which testing epoll
+/// alone would hide.
+inline bool is_refusal(std::error_code why) {
+  if (why == std::errc::invalid_argument) {  // before Linux 6.1
+    utsname kernel{};
+    ::uname(&kernel);
+    int major = 0;
+    int minor = 0;
+    return std::sscanf(kernel.release, "%d.%d", &major, &minor) == 2 &&
+           std::pair(major, minor) < std::pair(6, 1);
+  }
+  return why == std::errc::operation_not_permitted || why == std::errc::permission_denied ||
+         why == std::errc::function_not_supported || why == std::errc::not_enough_memory;
+}
+
 /// The backends that can run here: io_uring is left out, with a word, where the machine refuses it.
 inline const std::vector<coax::backend>& backends_here() {
   static const std::vector<coax::backend> all = [] {
     std::vector<coax::backend> found{coax::backend::epoll};
 #if !defined(COAX_WITHOUT_URING)
-    if (const std::error_code refused = coax::detail::try_ring())
+    const std::error_code refused = coax::detail::try_ring();
+    if (!refused)
+      found.push_back(coax::backend::io_uring);
+    else if (is_refusal(refused))
       std::fprintf(stderr, "io_uring cannot run here (%s): testing epoll alone\n",
                    refused.message().c_str());
     else
-      found.push_back(coax::backend::io_uring);
+      throw std::system_error(refused, "io_uring is not refused, but does not work");
 #endif
     return found;
   }();
