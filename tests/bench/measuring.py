@@ -107,7 +107,7 @@ class Load:
 
     def is_sliced(self):
         """Many short rounds, between which the servers go on running."""
-        return self.section == "lockstep" or self.key == "churn"
+        return self.section in ("lockstep", "firehose") or self.key == "churn"
 
 
 def is_coax(server):
@@ -140,10 +140,10 @@ LOADS = [
     Load("churn100k", "churn", "100,000 of them", ["churn", "--count", "100000"], None, (1, 1),
          lambda s: is_coax(s) and is_main(s)),
     Load("ping", "firehose", "without", ["ping", "--connections", "100", "--rate", "5000"],
-         (0.4, 1), (1.5, 5), lambda s: s.group != "spin" and is_main(s)),
+         (0.15, 3), (0.15, 30), lambda s: s.group != "spin" and is_main(s)),
     Load("hose", "firehose", "beside it",
          ["ping", "--connections", "100", "--rate", "5000", "--firehose"],
-         (0.4, 1), (1.5, 5), lambda s: s.group != "spin" and is_main(s)),
+         (0.15, 3), (0.15, 30), lambda s: s.group != "spin" and is_main(s)),
     Load("idle", "idle", "idle connections", ["idle"], (0.3, 1), (2, 2)),
 ]
 IDLE_CONNECTIONS = {"quick": 2000, "full": 10000}
@@ -208,7 +208,8 @@ class Bench:
 
     def run_sliced(self, load, seconds, times):
         """How fast a shared machine is changes from one second to the next: what is compared runs within
-        one, in a new order each time."""
+        one, in a new order each time. And where it takes a CPU away for a millisecond several times a second,
+        most short rounds are spared, while no long one is."""
         with contextlib.ExitStack() as stack:
             running = []
             for server in self.servers + self.spin:
