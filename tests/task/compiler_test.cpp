@@ -23,6 +23,13 @@ constexpr bool lays_frames_out_wrongly = true;
 constexpr bool lays_frames_out_wrongly = false;
 #endif
 
+// Of g++ 12, 14, 15 and 16 it was seen.
+#if defined(__GNUC__) && !defined(__clang__)
+constexpr int made_though_not_chosen_max = 1;
+#else
+constexpr int made_though_not_chosen_max = 0;
+#endif
+
 using namespace std::chrono_literals;
 using coax::task;
 
@@ -323,8 +330,8 @@ TEST_CASE(
   CHECK(ran == 3);
 }
 
-// --- ?:, && and || beside a co_await: g++ 12 destroys twice what ?: gives, and makes the temporaries of operands
-// that were not chosen ---
+// --- ?:, && and || in what is awaited: g++ 12 destroys twice what ?: gives, and every g++ makes the temporaries of
+// operands that were not chosen ---
 
 namespace {
 
@@ -359,8 +366,9 @@ TEST_CASE("what a conditional gives is destroyed once where it is named before i
   CHECK(counts.alive() == 0);
 }
 
-TEST_CASE("operands inside an await are destroyed once, and made only if chosen, but by g++ 12",
-          "[compiler]") {
+TEST_CASE(
+    "operands inside an await are destroyed once, but by g++ 12, and made only if chosen, but by g++",
+    "[compiler]") {
   test_loop loop;
   tallied::made = tallied::ended = 0;
   loop.run([first = true]() -> task<> {
@@ -373,7 +381,7 @@ TEST_CASE("operands inside an await are destroyed once, and made only if chosen,
     const bool got = co_await take_bool(no && tallied().ok());
     CHECK_FALSE(got);
   });
-  CHECK(tallied::made == (lays_frames_out_wrongly ? 1 : 0));
+  CHECK(tallied::made <= made_though_not_chosen_max);
   CHECK(tallied::ended == tallied::made);
 }
 
