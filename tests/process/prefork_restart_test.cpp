@@ -279,17 +279,26 @@ TEST_CASE("nor does one wait for room for its lines") {
 
 // ThreadSanitizer puts off what a signal handler does.
 #if !defined(COAX_THREAD_SANITIZER)
-TEST_CASE("a process that somebody else has waited for is started again") {
+namespace {
+
+/// As careless code beside `prefork` does. Tells 'h' before.
+void wait_for_any_at_sigusr1(int tell) {
   static int told_in = -1;
+  told_in = tell;
+  std::signal(SIGUSR1, [](int) {
+    reports::tell(told_in, 'h');
+    ::waitpid(-1, nullptr, 0);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("a process that somebody else has waited for is started again") {
   for (const coax::backend b : backends_here()) {
     INFO("on " << name_of(b));
     reports told;
-    told_in = told.in();
     supervisor parent(b, [&] {
-      std::signal(SIGUSR1, [](int) {
-        reports::tell(told_in, 'h');
-        ::waitpid(-1, nullptr, 0);
-      });
+      wait_for_any_at_sigusr1(told.in());
       return coax::prefork(processes(1), waits, told.in());
     });
     const report first = told.next('r');
@@ -306,7 +315,6 @@ TEST_CASE("a process that somebody else has waited for is started again") {
 }
 
 TEST_CASE("a process that somebody else has waited for after the stop counts as failed") {
-  static int told_in = -1;
   const auto takes_its_time = [](int tell) -> task<> {
     auto stopped = coax::signals({SIGTERM});
     reports::tell(tell, 'r');
@@ -317,12 +325,8 @@ TEST_CASE("a process that somebody else has waited for after the stop counts as 
   for (const coax::backend b : backends_here()) {
     INFO("on " << name_of(b));
     reports told;
-    told_in = told.in();
     supervisor parent(b, [&] {
-      std::signal(SIGUSR1, [](int) {
-        reports::tell(told_in, 'h');
-        ::waitpid(-1, nullptr, 0);
-      });
+      wait_for_any_at_sigusr1(told.in());
       return coax::prefork(processes(1), takes_its_time, told.in());
     });
     const report first = told.next('r');

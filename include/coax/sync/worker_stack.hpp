@@ -141,7 +141,7 @@ class worker_stack {
     friend class worker_stack;
     bool ready_now() noexcept override {
       if (stack_.closed_) return true;
-      if (stack_.parked_.size() <= stack_.permits_) return false;  // it is where others wait
+      if (stack_.parked_.size() <= stack_.permits_) return false;  // so where others wait
       ++stack_.permits_;
       granted_ = true;
       return true;
